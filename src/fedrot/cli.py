@@ -1,0 +1,151 @@
+"""The command line. Exit codes: 0 done, 2 wrong recipe or arguments, 3 data, 4 model, 5 output or resume,
+6 training stopped, 130 interrupted (resumable)."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedrot.errors import ConfigError, FedrotError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Federated LoRA fine-tuning in which clients rotate their factors into a common frame before averaging.",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+RUN_EXAMPLES = """[bold]Examples[/bold]
+
+  fedrot run recipes/demo.toml
+  fedrot run recipes/demo.toml --set method.name=fedit --out runs/fedit
+  fedrot run recipes/demo.toml --set method.strength=0.3 --set federation.rounds=30
+  fedrot run --resume --out runs/fedit
+"""
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Print what the user can mend without a traceback, and leave with the error's exit code."""
+    try:
+        yield
+    except FedrotError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        raise typer.Exit(error.exit_code) from None
+
+
+@app.command(epilog=RUN_EXAMPLES.replace("\n", "\n\n"))
+def run(
+    recipe: Annotated[Path | None, typer.Argument(help="A TOML recipe; may be left out with --resume.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be given several times."),
+    ] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; must be new unless --resume.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")] = False,
+) -> None:
+    """Fine-tune across clients as a recipe says, and write adapter, metrics and report to a run directory."""
+    from fedrot.engines.run import run as run_recipe
+    from fedrot.progress import make_observer
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    with reported_errors():
+        observer = make_observer(out, err)
+        try:
+            with observer:
+                result = run_recipe(recipe, out=out_dir, resume=resume, overrides=set_ or (), observer=observer)
+        except KeyboardInterrupt:
+            where = observer.directory or out_dir or "DIR"
+            err.print(f"interrupted; finished rounds are kept: continue with `fedrot run --resume --out {where}`")
+            raise typer.Exit(130) from None
+        _print_result(result.directory, result.summary)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Write report.html and the plots of a run again; works while the run is still going."""
+    from fedrot.report import write_report
+
+    with reported_errors():
+        out.print(f"report: {escape(str(write_report(directory)))}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="A run directory.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where to write; default DIR/merged or DIR/adapter.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to the base weights.")] = False,
+) -> None:
+    """Write a run's newest finished round as a PEFT adapter, or with --merge as a whole model."""
+    from fedrot.engines.export import export as export_run
+
+    with reported_errors():
+        path = export_run(directory, out_dir, merge=merge)
+        out.print(f"{'merged model' if merge else 'adapter'}: {escape(str(path))}", soft_wrap=True)
+
+
+@app.command("methods")
+def methods_() -> None:
+    """List the aggregation methods, what each promises, and its options."""
+    from fedrot.methods import methods
+
+    table = Table(box=None, pad_edge=False)
+    for header in ("method", "exact", "secure aggregation", "mixed ranks", "options", "what it does"):
+        table.add_column(header, overflow="fold")
+    for name, cls in methods().items():
+        options = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(cls))
+        laws = (cls.laws.exact, cls.laws.secure_aggregation, cls.laws.mixed_ranks)
+        summary = (cls.__doc__ or "").strip().splitlines()[0]
+        table.add_row(name, *("yes" if law else "-" for law in laws), escape(options or "-"), escape(summary))
+    out.print(table)
+
+
+def _print_result(directory: Path, summary: dict[str, Any]) -> None:
+    from fedrot.report import final_rows
+
+    headers, rows = final_rows(directory)
+    table = Table(box=None, pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    final, floor = summary["final"], summary["probe"]
+    out.print(f"\nfinal test accuracy {final['accuracy']:.4f} after round {final['round']}")
+    if summary["best_validation_round"] is not None:
+        best = summary["best_validation"]
+        out.print(f"at the best round on validation ({best['round']}): test accuracy {best['accuracy']:.4f}")
+    if floor:
+        gain = 100 * (final["accuracy"] - floor["accuracy"])
+        out.print(
+            f"linear probe on the frozen encoder (the floor): {floor['accuracy']:.4f}; "
+            f"the adapter is {abs(gain):.1f} points {'above' if gain >= 0 else 'below'} it"
+        )
+    for name in ("report.html", "adapter"):
+        if (directory / name).exists():
+            out.print(f"{name.removesuffix('.html') + ':':8} {escape(str(directory / name))}", soft_wrap=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of the `fedrot` command."""
+    try:
+        app()
+    except ConfigError as error:  # raised while arguments were parsed
+        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        raise SystemExit(error.exit_code) from None

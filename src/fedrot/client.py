@@ -1,0 +1,158 @@
+"""Local training: the received adapter in, one trained adapter per client out, a whole group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedrot.cache import FrozenCache
+from fedrot.config import TrainConfig
+from fedrot.core.adapter import Adapter
+from fedrot.core.rng import generator
+from fedrot.methods.base import Trainable
+from fedrot.stacked import StackedModel
+from fedrot.tasks.classify import loss as example_loss
+from fedrot.tasks.draw import draw_epochs, draw_rows
+from fedrot.tasks.encode import Encoded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which examples each client of a group sees at each local step, drawn on the CPU before training."""
+
+    clients: tuple[int, ...]
+    rows: Tensor
+    """`(steps, G, batch)` row numbers of the training set."""
+    weight: Tensor
+    """`(steps, G, batch)`: 1 / (number of real examples) for real examples, 0 for padding and finished clients."""
+    steps: Tensor
+    """`(G,)` local steps of each client."""
+    dropout: Tensor
+    """`(steps, G)` seeds."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A group's result; everything is indexed by client first."""
+
+    clients: tuple[int, ...]
+    adapter: Adapter
+    loss: Tensor
+    """`(G,)` mean training loss over the client's local steps."""
+    finite: Tensor
+    """`(G,)` whether the loss and every trained number are finite."""
+
+
+def plan_group(
+    clients: Sequence[int], rows: Sequence[Tensor], config: TrainConfig, *, seed: int, round: int
+) -> Plan:
+    """Draw the batches of a group. A client's batches depend on `seed`, `round` and the client alone.
+
+    Args:
+        clients: client numbers.
+        rows: for each of them, the row numbers of its own examples.
+        config: steps or epochs, batch size, accumulation.
+        seed: the run's seed.
+        round: 1-based round.
+    """
+    batch = config.batch_size * config.accumulate
+    drawn: list[tuple[Tensor, Tensor]] = []
+    for client, own in zip(clients, rows, strict=True):
+        draws = generator(seed, "batches", round, client)
+        if config.steps is not None:
+            picked = draw_rows(own, config.steps, batch, draws)
+            drawn.append((picked, torch.ones(picked.shape, dtype=torch.bool)))
+        else:
+            assert config.local_epochs is not None
+            drawn.append(draw_epochs(own, config.local_epochs, batch, draws))
+    steps = torch.tensor([len(picked) for picked, _ in drawn])
+    longest = int(steps.max())
+    padded = torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), -1)]) for p, _ in drawn], 1)
+    valid = torch.stack([torch.cat([v, v.new_zeros(longest - len(v), batch)]) for _, v in drawn], 1)
+    weight = valid / valid.sum(-1, keepdim=True).clamp(min=1)
+    seeds = [torch.randint(2**62, (longest,), generator=generator(seed, "dropout", round, c)) for c in clients]
+    return Plan(tuple(clients), padded, weight, steps, torch.stack(seeds, 1))
+
+
+def train_group(
+    model: StackedModel,
+    data: Encoded,
+    received: Adapter,
+    plan: Plan,
+    config: TrainConfig,
+    trainable: Trainable,
+    cache: FrozenCache | None = None,
+) -> Trained:
+    """Train every client of `plan` from the same received adapter, in one forward and backward pass a step.
+
+    The loss is the sum over clients of each one's mean over its own batch, so gradients never mix; clipping is per
+    client; the optimiser is element-wise and starts afresh. There is no host synchronisation inside the steps.
+    """
+    group, device = len(plan.clients), data.input_ids.device
+    held = model.load(received.expand(group), a=trainable.a, b=trainable.b, head=True)
+    lora = [t for f in held.sites.values() for t in (f.a, f.b) if t.requires_grad]
+    head = list(held.head.values())
+    optimizer = make_optimizer(lora, head, config)
+    if cache is not None:
+        cache.ensure(plan.rows.flatten())
+    weight, seeds = plan.weight.to(device, torch.float32), plan.dropout.to(device)
+    active = (torch.arange(len(plan.rows)).unsqueeze(1) < plan.steps).to(device)
+    ends = set(plan.steps.tolist()) if int(plan.steps.min()) < len(plan.rows) else set[int]()
+    finished = received.expand(group).map(torch.clone) if ends else None
+    total = torch.zeros(group, device=device)
+    for step in range(len(plan.rows)):
+        optimizer.zero_grad(set_to_none=True)
+        parts = plan.rows[step].split(config.batch_size, -1), weight[step].split(config.batch_size, -1)
+        for part, (rows, shares) in enumerate(zip(*parts, strict=True)):
+            batch = data.batch(rows.flatten())
+            with model.dropout_seeds(seeds[step] + part * 2**40):
+                logits = model.logits(batch, cache.hidden(batch) if cache is not None else None)
+            losses = (example_loss(logits, batch.labels).view(group, -1) * shares).sum(1)
+            losses.sum().backward()
+            total += losses.detach() * active[step]
+        if config.clip != "off":
+            clip_per_client([*lora, *head], config.clip)
+        optimizer.step()
+        if step + 1 in ends and finished is not None:
+            done = (plan.steps == step + 1).nonzero().flatten().to(device)
+            _copy_rows(finished, held, done)
+    adapter = (held if finished is None else finished).map(Tensor.detach)
+    mean = total / plan.steps.to(device)
+    return Trained(plan.clients, adapter, mean, adapter.finite(stacked=True) & mean.isfinite())
+
+
+def make_optimizer(lora: Sequence[Tensor], head: Sequence[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    """Element-wise optimiser over stacked tensors; the head may have a learning rate of its own."""
+    groups = [
+        {"params": list(tensors), "lr": lr}
+        for tensors, lr in ((lora, config.lr), (head, config.head_lr or config.lr))
+        if tensors
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    momentum = config.momentum if config.optimizer == "momentum" else 0.0
+    return torch.optim.SGD(groups, momentum=momentum, weight_decay=config.weight_decay)
+
+
+@torch.no_grad()
+def clip_per_client(tensors: Sequence[Tensor], limit: float) -> Tensor:
+    """Scale each client's gradients, over all `(G, ...)` tensors together, to a norm of at most `limit`.
+
+    The rule of `torch.nn.utils.clip_grad_norm_`, a client at a time. Returns the norms before, `(G,)`.
+    """
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    factor = (limit / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *([1] * (gradient.ndim - 1))))
+    return norms
+
+
+@torch.no_grad()
+def _copy_rows(target: Adapter, source: Adapter, rows: Tensor) -> None:
+    sources = source.tensors()
+    for key, tensor in target.tensors().items():
+        tensor[rows] = sources[key][rows]

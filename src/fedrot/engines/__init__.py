@@ -1,0 +1,1 @@
+"""Engines: ways to run one recipe. `local` in this process."""

@@ -1,0 +1,114 @@
+"""The end of a run, whole or interrupted: PEFT adapter, summary and report; and the linear probe at its start."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import torch
+
+from fedrot.engines.setup import Federation
+from fedrot.evaluate import probe_floor
+from fedrot.model import save_peft
+from fedrot.report import write_report
+from fedrot.rundir import RunDirectory
+from fedrot.server import ServerState
+from fedrot.tasks.probe import ProbeResult
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "flwr-datasets", "safetensors", "numpy")
+PROBE = "probe.json"
+
+
+def probe(federation: Federation, run: RunDirectory) -> dict[str, Any]:
+    """The linear-probe floor of this run; read back when an earlier start of the run fitted it."""
+    stored = run.path / PROBE
+    if stored.exists():
+        return json.loads(stored.read_text("utf-8"))
+    splits = (federation.train, federation.validation, federation.test)
+    result = probe_floor(
+        federation.model,
+        federation.train.data,
+        federation.validation.data if federation.validation else None,
+        federation.test.data,
+        classes=len(federation.task.labels),
+        seed=federation.config.seed,
+        batch=federation.config.federation.evaluate_batch,
+        caches=tuple(split.cache if split else None for split in splits),
+    )
+    facts = _probe_facts(result)
+    run.write_json(PROBE, facts)
+    return facts
+
+
+def _probe_facts(result: ProbeResult) -> dict[str, Any]:
+    return {
+        "accuracy": result.accuracy,
+        "macro_f1": result.macro_f1,
+        "l2": result.l2,
+        "examples": result.examples,
+    }
+
+
+def finish(
+    federation: Federation,
+    run: RunDirectory,
+    state: ServerState,
+    records: list[dict[str, Any]],
+    floor: dict[str, Any] | None,
+    *,
+    interrupted: bool = False,
+) -> dict[str, Any]:
+    """Write `adapter/`, `summary.json` and, unless the recipe says no, `report.html`; returns the summary."""
+    config = federation.config
+    federation.model.close()
+    card = {"max_length": config.task.max_length, "method": config.method.name, "rounds": state.round}
+    save_peft(run.adapter, state.adapter, federation.base, config.lora, card)
+    evaluated = [record for record in records if "accuracy" in record]
+    chosen = [record for record in evaluated if "validation_accuracy" in record]
+    best = max(chosen, key=lambda record: (record["validation_accuracy"], -record["round"]), default=None)
+    summary: dict[str, Any] = {
+        "fedrot": importlib.metadata.version("fedrot"),
+        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in PACKAGES},
+        "device": _device_name(federation.base.device),
+        "seed": config.seed,
+        "method": config.method.name,
+        "task": federation.task.name,
+        "model": config.model.path,
+        "labels": list(federation.task.labels),
+        "rounds": state.round,
+        "interrupted": interrupted,
+        "clients": federation.clients,
+        "final": _final(evaluated[-1]) if evaluated else {},
+        "best_validation_round": best["round"] if best else None,
+        "best_validation": _final(best) if best else None,
+        "probe": floor,
+        "partition": {"counts": federation.label_counts().tolist()},
+        "examples": {
+            "train": len(federation.train.data),
+            "validation": len(federation.validation.data) if federation.validation else 0,
+            "test": len(federation.test.data),
+        },
+        "notes": list(federation.task.notes),
+        "bytes": {"up": sum(r["bytes_up"] for r in records), "down": sum(r["bytes_down"] for r in records)},
+        "seconds": round(sum(r["seconds"] for r in records), 3),
+        "adapter_parameters": sum(f.a.numel() + f.b.numel() for f in state.adapter.sites.values()),
+        "head_parameters": sum(tensor.numel() for tensor in state.adapter.head.values()),
+        "parameters": sum(parameter.numel() for parameter in federation.base.module.parameters()),
+    }
+    run.write_json("summary.json", summary)
+    if config.output.report:
+        write_report(run.path)
+    return summary
+
+
+def _final(record: dict[str, Any]) -> dict[str, Any]:
+    names = ("round", "loss", "accuracy", "macro_f1", "eval_loss", "validation_accuracy", "validation_loss")
+    return {name: record[name] for name in names if name in record}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads ({platform.machine()})"

@@ -1,0 +1,56 @@
+"""`fedrot.run`: a recipe in, a run directory and a result out, whatever the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedrot.config import RunConfig, load_config
+from fedrot.engines.local import RunResult, run_local
+from fedrot.engines.observer import Observer
+from fedrot.errors import ConfigError
+from fedrot.rundir import RunDirectory, free_directory
+
+
+def run(
+    config: RunConfig | str | Path | None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> RunResult:
+    """Run a recipe.
+
+    Args:
+        config: a `RunConfig`, or the path of a TOML recipe; None only with `resume`: the stored one.
+        out: run directory; default `output.dir`, else the first free `runs/<recipe>-<method>[-n]`.
+        resume: continue the run in `out` from its newest whole checkpoint.
+        overrides: `section.key=value` strings applied to a recipe file.
+        observer: told of progress.
+
+    Raises:
+        FedrotError: a wrong recipe, unusable data or model, an occupied directory, all clients rejected.
+    """
+    stem = "run" if config is None or isinstance(config, RunConfig) else Path(config).stem
+    if isinstance(config, str | Path):
+        config = load_config(config, overrides)
+    elif overrides:
+        raise ConfigError("overrides: they apply to a recipe file; use RunConfig.model_copy for a RunConfig")
+    if resume:
+        path = out or (config.output.dir if config else None)
+        if path is None:
+            raise ConfigError("resume: name the run directory to continue, with --out DIR (out=... in Python)")
+        directory, config = RunDirectory.reopen(path, config)
+    elif config is None:
+        raise ConfigError("no recipe: give the path of a TOML file, or --resume --out DIR to continue a run")
+    else:
+        directory = RunDirectory(out or config.output.dir or free_directory(f"{stem}-{config.method.name}"))
+        directory.check_free()
+    _check_engine(config)
+    return run_local(config, directory, resume=resume, observer=observer)
+
+
+def _check_engine(config: RunConfig) -> None:
+    if config.engine.name != "local":
+        raise ConfigError(f"engine.name = {config.engine.name!r}: this version runs 'local' only")

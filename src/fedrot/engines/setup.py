@@ -1,0 +1,138 @@
+"""From a recipe to everything a federation needs before its first round; shared by all engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedrot.cache import FrozenCache
+from fedrot.config import RunConfig
+from fedrot.core.adapter import Adapter
+from fedrot.engines.groups import choose_group_size
+from fedrot.errors import ConfigError, ModelError
+from fedrot.methods import Method, build
+from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
+from fedrot.partition import Partition, partition
+from fedrot.stacked import StackedModel
+from fedrot.tasks.base import TaskData
+from fedrot.tasks.classify import load_task
+from fedrot.tasks.encode import Encoded, encode
+
+
+@dataclass(frozen=True)
+class Split:
+    """One encoded split and, where the recipe asks for it, the cached states of the frozen blocks."""
+
+    data: Encoded
+    cache: FrozenCache | None = None
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A recipe made real: data, clients, method, model and initial adapter."""
+
+    config: RunConfig
+    task: TaskData
+    partition: Partition
+    method: Method
+    base: BaseModel
+    model: StackedModel
+    initial: Adapter
+    train: Split
+    validation: Split | None
+    test: Split
+    group_size: int
+
+    @property
+    def clients(self) -> int:
+        """How many clients the training data was dealt to."""
+        return len(self.partition.rows)
+
+    def weight(self, client: int) -> float:
+        """A client's unnormalised aggregation weight."""
+        return float(len(self.partition.rows[client])) if self.config.federation.weighting == "samples" else 1.0
+
+    def label_counts(self) -> Tensor:
+        """`(clients, labels)` training examples."""
+        return self.partition.counts(self.train.data.labels.cpu(), len(self.task.labels))
+
+
+def prepare(config: RunConfig) -> Federation:
+    """Build everything a recipe names; the cheap checks come first, so that mistakes show before data is read.
+
+    Raises:
+        ConfigError, DataError, ModelError: as the parts do.
+    """
+    method = build(config.method.name, config.method.options, config.seed)
+    device = choose_device(config.train.device)
+    task = load_task(config.task, config.seed)
+    shares = partition(task.train, config.partition, config.federation.clients, config.seed)
+    base = load_base(
+        config.model,
+        task.labels,
+        seed=config.seed,
+        precision=config.train.precision,
+        device=device,
+        modules_to_save=config.lora.modules_to_save,
+    )
+    initial = initial_adapter(base, config.lora, config.seed)
+    if config.model.adapter is not None:
+        initial = load_peft(config.model.adapter, base, config.lora)
+    model = StackedModel(base, initial, dropout=config.lora.dropout)
+
+    def split(name: str) -> Split:
+        data = encode(getattr(task, name), base.tokenizer, config.task.max_length).to(device)
+        return Split(data, FrozenCache(model, data, config.train.cache_limit_mb) if config.train.cache_frozen else None)
+
+    train = split("train")
+    if train.cache is not None:
+        _check_cache(model, initial, train.data, train.cache)
+    return Federation(
+        config,
+        task,
+        shares,
+        method,
+        base,
+        model,
+        initial,
+        train,
+        split("validation") if task.validation is not None else None,
+        split("test"),
+        choose_group_size(config, len(shares.rows), model, initial, train.data),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one.
+
+    Raises:
+        ConfigError: a GPU that is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not (available and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(
+            f"train.device = {name!r}: {torch.cuda.device_count()} GPUs are visible; set 'auto' or 'cpu'"
+        )
+    return device
+
+
+@torch.no_grad()
+def _check_cache(model: StackedModel, adapter: Adapter, data: Encoded, cache: FrozenCache) -> None:
+    """Refuse a cache that would change results: some architectures feed later blocks by more than hidden states."""
+    rows = torch.arange(min(4, len(data)))
+    cache.ensure(rows)
+    batch = data.batch(rows)
+    model.load(adapter.expand(1))
+    full, cached = model.logits(batch), model.logits(batch, cache.hidden(batch))
+    model.unload()
+    tolerance = 1e-4 if full.dtype == torch.float32 and model.base.dtype == torch.float32 else 3e-2
+    if not torch.allclose(full, cached, rtol=tolerance, atol=tolerance):
+        raise ModelError(
+            f"train.cache_frozen = true: this architecture gives other logits from cached states (largest difference "
+            f"{(full - cached).abs().max():.1e}); set train.cache_frozen = false"
+        )

@@ -1,0 +1,17 @@
+"""Aggregation methods, one file each. A new one takes a file and a line here; the contract suite finds it."""
+
+from fedrot.methods import fedit, fedrot, ffa, random_rotation, rescale, rolora
+from fedrot.methods.base import (
+    Laws,
+    Method,
+    MethodState,
+    Trainable,
+    Update,
+    Upload,
+    build,
+    method,
+    methods,
+)
+
+__all__ = ["Laws", "Method", "MethodState", "Trainable", "Update", "Upload", "build", "method", "methods"]
+CATALOGUE = (fedit, fedrot, ffa, random_rotation, rescale, rolora)

@@ -1,0 +1,271 @@
+"""What a method is: three hooks of a frozen dataclass, its declared laws, and the registry of all methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from fedrot.core.adapter import Adapter, Factors, normalise, weighted_mean
+from fedrot.core.alignment import SiteRotation
+from fedrot.errors import AdapterError, ConfigError, nearest
+from fedrot.methods.options import check_options
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """Which of the two factors is meant; the head always is."""
+
+    a: bool = True
+    b: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """One client's contribution to a round: its adapter after training, with an unnormalised weight."""
+
+    client: int
+    adapter: Adapter
+    weight: float
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upload:
+    """What a client, or a stack of clients, sends, and what alignment did to it (None: no alignment)."""
+
+    adapter: Adapter
+    rotation: SiteRotation | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MethodState:
+    """All that a method carries from round to round on the server; it survives a resume.
+
+    Numbers named like a metric of the round (`rotation`, `rotation_angle`, `degenerate`, `flips`, `kept`) are
+    what the server measured while aggregating.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Laws:
+    """What a method promises with its default options; the contract suite holds it to every promise.
+
+    Attributes:
+        exact: the broadcast, with its residual, represents `sum p_i b_i a_i`.
+        secure_aggregation: the server needs only weighted sums of uploads.
+        mixed_ranks: clients may have fewer directions than the server (zero-padded before aggregation).
+        factor_mean: the broadcast factors are the weighted means of the uploaded ones.
+        lone_client: a round with one client gives it its own update back (as a product).
+        identical_clients: clients that agree get the update they agree on (as a product).
+        personal: what a client does not upload it keeps for itself from round to round.
+    """
+
+    exact: bool
+    secure_aggregation: bool
+    mixed_ranks: bool
+    factor_mean: bool
+    lone_client: bool = True
+    identical_clients: bool = True
+    personal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A federated aggregation method; its fields are its options. Rounds are counted from 1.
+
+    The defaults train both factors and average everything. A method overrides what it does differently and
+    never modifies an argument. Subclasses are final, frozen, keyword-only dataclasses under the decorator
+    `@method`.
+    """
+
+    name: ClassVar[str]
+    laws: ClassVar[Laws]
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def secure_aggregation(self) -> bool:
+        """Whether the server needs only sums of uploads, with these options."""
+        return self.laws.secure_aggregation
+
+    @property
+    def reference_lag(self) -> int:
+        """How many rounds before the received adapter the `reference` of `before_upload` lies."""
+        return 0
+
+    def trainable(self, round: int) -> Trainable:
+        """Which factors clients train in `round`."""
+        del round
+        return Trainable()
+
+    def uploads(self, round: int) -> Trainable:
+        """Which factors travel to the server in `round`."""
+        return self.trainable(round)
+
+    def changes(self, round: int) -> Trainable:
+        """Which factors of the broadcast differ at the end of `round` from those received at its start."""
+        return self.trainable(round)
+
+    def before_upload(
+        self,
+        trained: Adapter,
+        received: Adapter,
+        round: int,
+        *,
+        reference: Adapter | None = None,
+        clients: Sequence[int] = (0,),
+    ) -> Upload:
+        """What a client makes of its trained adapter before it leaves the machine.
+
+        Args:
+            trained: one client's adapter, or a stack `(N, ...)` of those of `clients`.
+            received: the adapter the round started from; never stacked.
+            round: counted from 1.
+            reference: the adapter received `reference_lag` rounds earlier, if there was one; default
+                `received`.
+            clients: numbers of the clients in `trained`, for randomness of their own.
+        """
+        del received, round, reference, clients
+        return Upload(trained)
+
+    def aggregate(
+        self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
+    ) -> tuple[Adapter, MethodState]:
+        """The adapter to broadcast, and the state for the next round.
+
+        Args:
+            updates: as uploaded, in any order; factors that do not travel (`uploads`) are ignored.
+            received: the adapter the round started from.
+            state: what the previous round returned; `MethodState()` in the first.
+            round: counted from 1.
+
+        Raises:
+            AdapterError: no updates, an update that does not fit `received`, or unusable weights.
+        """
+        adapters, weights = self.gather(updates, received)
+        return travelled(weighted_mean(adapters, weights), received, self.uploads(round)), state
+
+    def gather(self, updates: Sequence[Update], received: Adapter) -> tuple[list[Adapter], list[float]]:
+        """The updates' adapters and weights: checked, in client order, at the server's ranks, summing to one.
+
+        The fixed order makes aggregation independent of the order of arrival, to the bit.
+
+        Raises:
+            AdapterError: no updates, a client that appears twice, an update that does not fit, or unusable
+                weights.
+        """
+        ordered = in_order(updates)
+        adapters: list[Adapter] = []
+        for update in ordered:
+            adapter = _padded(update.adapter, received) if self.laws.mixed_ranks else update.adapter
+            adapter.check_like(received, f"client {update.client}")
+            adapters.append(adapter)
+        return adapters, normalise([update.weight for update in ordered], len(ordered))
+
+
+def in_order(updates: Sequence[Update]) -> list[Update]:
+    """The updates by client number.
+
+    Raises:
+        AdapterError: no updates, or two of one client.
+    """
+    ordered = sorted(updates, key=lambda update: update.client)
+    if not ordered:
+        raise AdapterError("aggregation of no updates: expected at least one; skip the round instead")
+    for early, late in pairwise(ordered):
+        if early.client == late.client:
+            raise AdapterError(f"client {late.client} sent two updates in one round: expected one")
+    return ordered
+
+
+def _padded(adapter: Adapter, received: Adapter) -> Adapter:
+    ranks = {factors.rank for factors in received.sites.values()}
+    if len(ranks) != 1 or all(factors.rank >= min(ranks) for factors in adapter.sites.values()):
+        return adapter
+    return adapter.resized(ranks.pop())
+
+
+def travelled(adapter: Adapter, received: Adapter, uploads: Trainable) -> Adapter:
+    """`adapter` with the factors that did not travel replaced by those received, to the bit."""
+    if uploads.a and uploads.b:
+        return adapter
+    kept = received.sites
+    return dataclasses.replace(
+        adapter,
+        sites={
+            site: Factors(f.a if uploads.a else kept[site].a, f.b if uploads.b else kept[site].b)
+            for site, f in adapter.sites.items()
+        },
+    )
+
+
+_registry: dict[str, type[Method]] = {}
+
+
+M = TypeVar("M", bound=Method)
+
+
+def method(
+    name: str,
+    *,
+    exact: bool,
+    secure_aggregation: bool,
+    mixed_ranks: bool,
+    factor_mean: bool,
+    lone_client: bool = True,
+    identical_clients: bool = True,
+    personal: bool = False,
+) -> Callable[[type[M]], type[M]]:
+    """Register a method class under `name`, with the laws it declares (see `Laws`)."""
+    laws = Laws(
+        exact=exact,
+        secure_aggregation=secure_aggregation,
+        mixed_ranks=mixed_ranks,
+        factor_mean=factor_mean,
+        lone_client=lone_client,
+        identical_clients=identical_clients,
+        personal=personal,
+    )
+
+    def register(cls: type[M]) -> type[M]:
+        if name in _registry:
+            raise ConfigError(
+                f"method {name!r} is registered twice: {_registry[name].__name__}, {cls.__name__}"
+            )
+        cls.name, cls.laws = name, laws
+        _registry[name] = cls
+        return cls
+
+    return register
+
+
+def methods() -> Mapping[str, type[Method]]:
+    """Every registered method by name."""
+    return MappingProxyType(dict(sorted(_registry.items())))
+
+
+def build(name: str, options: Mapping[str, object], seed: int) -> Method:
+    """The method `name` with `options`; `seed` goes to methods that draw random numbers and were given none.
+
+    Raises:
+        ConfigError: an unknown method or option, or a value out of range; keys read `method.<option>`.
+    """
+    if name not in _registry:
+        raise ConfigError(f"method.name = {name!r}: no such method; {nearest(name, _registry)}")
+    cls = _registry[name]
+    known = [option.name for option in dataclasses.fields(cls)]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"method.{key}: not an option of {name!r}; {nearest(key, known)}")
+    return cls(**({"seed": seed} if "seed" in known else {}) | dict(options))

@@ -1,0 +1,138 @@
+"""A run directory: created once, never overwritten, appended to round by round, readable while it grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedrot.config import RunConfig, differences, load_config
+from fedrot.errors import OutputError
+
+RESUMABLE = ("federation.rounds", "output.dir", "output.report", "output.keep_checkpoints")
+
+
+class RunDirectory:
+    """The files of one run. Names are fixed: scripts and the report rely on them."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.adapter = self.path / "adapter"
+        self.checkpoint = self.path / "checkpoint"
+        self.report = self.path / "report.html"
+
+    def check_free(self) -> None:
+        """Refuse to write over anything. The directory itself is made by `resolve`, once everything is built.
+
+        Raises:
+            OutputError: the directory holds something already.
+        """
+        if self.config.exists():
+            raise OutputError(
+                f"output directory '{self.path}' already holds a run; continue it with --resume, or choose another --out"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise OutputError(f"output directory '{self.path}' exists and is not an empty folder; choose another --out")
+
+    @classmethod
+    def reopen(cls, path: str | Path, config: RunConfig | None) -> tuple[RunDirectory, RunConfig]:
+        """Continue a run with its own recipe; `config` (None: not given) must agree with it.
+
+        The number of rounds may grow. `group_size = "auto"` stands for what the run resolved it to.
+
+        Raises:
+            OutputError: no run there, or a recipe that differs (each difference is shown).
+        """
+        run = cls(path)
+        if not run.config.exists():
+            raise OutputError(f"--resume: '{run.path}' holds no run (no config.toml); leave --resume out to start one")
+        stored = load_config(run.config)
+        if config is None:
+            return run, stored
+        ignored = [*RESUMABLE, *(["federation.group_size"] if config.federation.group_size == "auto" else [])]
+        if changed := differences(stored, config, ignored):
+            listing = "\n  ".join(changed)
+            raise OutputError(
+                f"--resume: the recipe differs from the one '{run.path}' was started with:\n  {listing}\n"
+                "undo the changes, or start a new run with another --out"
+            )
+        federation = stored.federation.model_copy(update={"rounds": config.federation.rounds})
+        return run, stored.model_copy(update={"federation": federation, "output": config.output})
+
+    def resolve(self, config: RunConfig, group_size: int) -> RunConfig:
+        """Write down what `auto` came to, so that a resumed run trains in the same groups, and the rounds asked for."""
+        federation = config.federation.model_copy(update={"group_size": group_size})
+        resolved = config.model_copy(update={"federation": federation})
+        self._write(self.config, resolved.to_toml())
+        return resolved
+
+    def records(self) -> list[dict[str, Any]]:
+        """The metrics written so far; a torn last line is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text("utf-8").splitlines()
+        records: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise OutputError(f"'{self.metrics}', line {number}: not JSON ({error}); restore the file") from error
+        return records
+
+    def rewind(self, round: int, last: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Make the metrics end at `round`, whose record is `last`: what a resume starts from.
+
+        Raises:
+            OutputError: a record of an earlier round is missing.
+        """
+        earlier = [record for record in self.records() if record["round"] < round]
+        if [record["round"] for record in earlier] != list(range(1, round)):
+            raise OutputError(
+                f"'{self.metrics}': expected a record of each of the rounds 1 to {round - 1}, found "
+                f"{[record['round'] for record in earlier]}; restore the file from a copy"
+            )
+        records = [*earlier, dict(last)]
+        self._write(self.metrics, "".join(_line(record) for record in records))
+        return records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one round's record, flushed to disk."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(f"'{self.metrics}': cannot be written ({error.strerror}); free space, then --resume") from error
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write `name` in the run directory atomically."""
+        self._write(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        partial = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, "utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise OutputError(f"'{path}': cannot be written ({error.strerror}); check the path and free space") from error
+
+
+def free_directory(stem: str, parent: str | Path = "runs") -> Path:
+    """A directory no run has used: `runs/<stem>`, or with the first free number behind it."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
+    parent = Path(parent)
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
+    return next(parent / name for name in names if not (parent / name).exists())
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"

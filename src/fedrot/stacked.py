@@ -1,0 +1,254 @@
+"""One frozen base model, many clients: LoRA layers and heads that hold a stack of clients at once.
+
+With `G` clients loaded, a batch holds `G * n` examples, client after client. The base layers see one large batch; each
+adapted layer views its input as `(G, n * length, d_in)` and adds every client's own low-rank product by two batched
+products. Examples of different clients never meet, so gradients of the sum of the clients' losses are each client's
+own. `G = 1` is the ordinary loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.dropout import keep_mask
+from fedrot.errors import ModelError
+from fedrot.model import BaseModel, PooledClassifier, block_of
+from fedrot.tasks.encode import Batch
+
+
+class StackedLoRA(nn.Module):
+    """A frozen `nn.Linear` plus `scale * b @ a` of the client each row belongs to."""
+
+    def __init__(self, base: nn.Linear, site: int) -> None:
+        super().__init__()
+        self.base = base
+        self.site = site
+        self.a: Tensor | None = None  # (G, rank, d_in)
+        self.b: Tensor | None = None  # (G, d_out, rank)
+        self.scale = 1.0
+        self.dropout = 0.0
+        self.seeds: Tensor | None = None  # (G,), set while training with dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x: (G * n, ..., d_in)` -> `(G * n, ..., d_out)`."""
+        out = self.base(x)
+        if self.a is None or self.b is None:
+            return out
+        clients = self.a.shape[0]
+        rows = x.reshape(clients, -1, x.shape[-1])
+        if self.dropout and self.seeds is not None:
+            rows = rows * keep_mask(self.seeds + self.site, x, clients, self.dropout).view_as(rows)
+        inner = rows @ self.a.to(x.dtype).transpose(-1, -2)
+        # The base layer is frozen, so its backward does not need its output: add in place, without a copy.
+        out.view(clients, -1, out.shape[-1]).baddbmm_(inner, self.b.to(x.dtype).transpose(-1, -2), alpha=self.scale)
+        return out
+
+
+class StackedDense(nn.Module):
+    """A trained `nn.Linear` of the head, one weight and bias per client."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.weight: Tensor | None = None  # (G, out, in)
+        self.bias: Tensor | None = None  # (G, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x: (G * n, ..., in)` -> `(G * n, ..., out)`."""
+        if self.weight is None:
+            return self.base(x)
+        rows = x.reshape(self.weight.shape[0], -1, x.shape[-1])
+        out = rows @ self.weight.to(x.dtype).transpose(-1, -2)
+        if self.bias is not None:
+            out = out + self.bias.to(x.dtype).unsqueeze(1)
+        return out.view(*x.shape[:-1], -1)
+
+
+class StackedModel:
+    """A base model whose adapted layers and head hold the tensors of the clients loaded last.
+
+    The base module is changed in place: its adapted layers are wrapped. `close()` puts the original layers back.
+    """
+
+    def __init__(self, base: BaseModel, initial: Adapter, *, dropout: float = 0.0) -> None:
+        self.base = base
+        self.module = base.module
+        self.layers: dict[str, StackedLoRA] = {}
+        self.dense: dict[str, StackedDense] = {}
+        self.loaded: Adapter | None = None
+        for index, site in enumerate(initial.sites):
+            layer = base.module.get_submodule(site)
+            self.layers[site] = StackedLoRA(_expect_linear(site, layer), index)
+            self.layers[site].scale = initial.scale
+            self.layers[site].dropout = dropout
+            base.module.set_submodule(site, self.layers[site])
+        for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter in initial.head):
+            layer = base.module.get_submodule(name)
+            if not isinstance(layer, nn.Linear):
+                raise ModelError(
+                    f"lora.modules_to_save reaches {name!r}, a {type(layer).__name__}; a trained head may hold "
+                    "nn.Linear layers only: name another module, or set lora.train_head = false"
+                )
+            self.dense[name] = StackedDense(layer)
+            base.module.set_submodule(name, self.dense[name])
+        first = _first_block(base.module, list(initial.sites))
+        self.prefix = FrozenPrefix(base.module, *first) if first else None
+
+    def load(self, adapter: Adapter, *, a: bool = False, b: bool = False, head: bool = False) -> Adapter:
+        """Hold a stack of clients `(G, ...)`, copying the parts to be trained and viewing the others.
+
+        Returns the adapter held: its tensors are leaves, and those of trained parts require gradients.
+        """
+
+        def leaf(tensor: Tensor, trained: bool) -> Tensor:
+            return tensor.detach().clone().requires_grad_() if trained else tensor.detach()
+
+        sites = {site: Factors(leaf(f.a, a), leaf(f.b, b)) for site, f in adapter.sites.items()}
+        held = Adapter(sites, {name: leaf(t, head) for name, t in adapter.head.items()}, adapter.scale)
+        for site, layer in self.layers.items():
+            layer.a, layer.b = held.sites[site].a, held.sites[site].b
+        for name, layer in self.dense.items():
+            layer.weight, layer.bias = held.head.get(f"{name}.weight"), held.head.get(f"{name}.bias")
+        self.loaded = held
+        return held
+
+    def unload(self) -> None:
+        """Hold no client: the bare base model."""
+        for layer in self.layers.values():
+            layer.a = layer.b = None
+        for layer in self.dense.values():
+            layer.weight = layer.bias = None
+        self.loaded = None
+
+    def close(self) -> None:
+        """Put the base model's own layers back."""
+        for name, layer in (*self.layers.items(), *self.dense.items()):
+            self.module.set_submodule(name, layer.base)
+
+    def logits(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
+        """`(G * n, labels)` in float32 or better; `hidden: (G * n, length, width)` stands in for the frozen layers."""
+        if hidden is None:
+            logits: Tensor = self.module(**model_inputs(batch)).logits
+        else:
+            assert self.prefix is not None
+            with self.prefix.replaced(hidden):
+                logits = self.module(**model_inputs(batch)).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def features(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
+        """What the head's first layer sees, `(n, width)`: the input of a linear probe."""
+        if not self.base.head:
+            raise ModelError("the model has no head to probe; set output.probe = false")
+        seen: list[Tensor] = []
+        name = next(n for n in self._head_layers())
+        module = self.module.get_submodule(name)
+        handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            self.logits(batch, hidden)
+        finally:
+            handle.remove()
+        return seen[0].float()
+
+    @contextmanager
+    def dropout_seeds(self, seeds: Tensor) -> Iterator[None]:
+        """Train with dropout: `seeds: (G,)` of one local step."""
+        for layer in self.layers.values():
+            layer.seeds = seeds
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.seeds = None
+
+    def _head_layers(self) -> Iterator[str]:
+        for name, module in self.module.named_modules():
+            inside = any(name == head or name.startswith(f"{head}.") for head in self.base.head)
+            if inside and isinstance(module, (nn.Linear, StackedDense)):
+                yield name
+
+
+def model_inputs(batch: Batch) -> dict[str, Tensor]:
+    """The keyword arguments of a transformers model for a batch."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    return inputs if batch.token_type_ids is None else {**inputs, "token_type_ids": batch.token_type_ids}
+
+
+class FrozenPrefix:
+    """The blocks below the first adapted one, which give the same hidden states for an example in every round."""
+
+    def __init__(self, module: nn.Module, stack: str, first: int) -> None:
+        blocks = module.get_submodule(stack)
+        assert isinstance(blocks, nn.ModuleList)
+        self.module = module
+        self.below: Sequence[nn.Module] = list(blocks)[:first]
+        self.first = blocks[first]
+        self.depth = first
+
+    @torch.no_grad()
+    def compute(self, batch: Batch) -> Tensor:
+        """Hidden states `(n, length, width)` that enter the first adapted block."""
+        seen: list[Tensor] = []
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+            raise _Stop
+
+        handle = self.first.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.module(**model_inputs(batch))
+        except _Stop:
+            pass  # the rest of the forward pass is not needed
+        finally:
+            handle.remove()
+        return seen[0]
+
+    @contextmanager
+    def replaced(self, hidden: Tensor) -> Iterator[None]:
+        """Within, the blocks below pass their input on, and the first adapted block receives `hidden`."""
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+            return hidden_states
+
+        handle = self.first.register_forward_pre_hook(enter, with_kwargs=True)
+        for block in self.below:
+            block.forward = skip
+        try:
+            yield
+        finally:
+            handle.remove()
+            for block in self.below:
+                del block.forward
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the frozen blocks have run."""
+
+
+def _expect_linear(name: str, layer: nn.Module) -> nn.Linear:
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(f"site {name!r} is a {type(layer).__name__} in this model; expected nn.Linear")
+    return layer
+
+
+def _first_block(module: nn.Module, sites: Sequence[str]) -> tuple[str, int] | None:
+    """The stack of blocks and the number of the first adapted one, if all adapted blocks lie in one stack."""
+    blocks = [block for site in sites if (block := block_of(site))]
+    stacks = {stack for stack, _ in blocks}
+    if len(stacks) != 1 or isinstance(module, PooledClassifier) and not blocks:
+        return None
+    stack = stacks.pop()
+    if not isinstance(module.get_submodule(stack), nn.ModuleList):
+        return None
+    names = list(dict(module.named_modules()))
+    if any(block_of(site) is None and names.index(site) < names.index(stack) for site in sites):
+        return None  # an adapted layer below the blocks: nothing is frozen
+    return stack, min(number for _, number in blocks)

@@ -1,0 +1,49 @@
+"""Adapters as bytes: the message a client and a server exchange, and the tensors of a checkpoint. No pickle."""
+
+from __future__ import annotations
+
+import json
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fedrot.core.adapter import Adapter
+from fedrot.errors import AdapterError
+
+
+def encode(adapter: Adapter, *, a: bool = True, b: bool = True) -> bytes:
+    """Serialise an adapter as safetensors: the chosen factors of every site, the head, and any residual.
+
+    Tensors travel in their own dtype (float32), contiguous, with `scale` in the header.
+    """
+    chosen = {
+        key: tensor.detach().contiguous().cpu()
+        for key, tensor in adapter.tensors().items()
+        if not key.startswith("sites/") or (a if key.endswith("/a") else b)
+    }
+    return safetensors.torch.save(chosen, metadata={"scale": repr(adapter.scale)})
+
+
+def decode(message: bytes, like: Adapter) -> Adapter:
+    """The inverse of `encode`: an adapter with the names and the order of `like`.
+
+    Factors that did not travel are taken from `like`, which is the adapter the sender received.
+
+    Raises:
+        AdapterError: not an encoded adapter, or one that does not fit `like`.
+    """
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(message)
+        scale = float(_metadata(message)["scale"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise AdapterError(f"message of {len(message)} bytes: not an encoded adapter ({error})") from error
+    ordered = {key: tensors.pop(key, tensor) for key, tensor in like.tensors().items()} | tensors
+    adapter = Adapter.from_tensors(ordered, scale)
+    adapter.check_like(like, "the sender")
+    return adapter
+
+
+def _metadata(message: bytes) -> dict[str, str]:
+    length = int.from_bytes(message[:8], "little")
+    return json.loads(message[8 : 8 + length]).get("__metadata__", {})

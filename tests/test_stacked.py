@@ -1,0 +1,232 @@
+"""Clients trained stacked get what each would have got alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedrot.cache import FrozenCache
+from fedrot.client import Trained, clip_per_client, plan_group, train_group
+from fedrot.config import RunConfig
+from fedrot.core.dropout import keep_mask
+from fedrot.engines.setup import Federation, prepare
+from fedrot.errors import ConfigError, ModelError
+from fedrot.methods import Trainable
+
+Make = Callable[..., RunConfig]
+
+
+def train(
+    federation: Federation,
+    groups: list[list[int]],
+    trainable: Trainable | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[int, dict[str, Tensor]]:
+    """Every client's tensors after one round, trained in the given groups."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for group in groups:
+        result = train_once(federation, group, trainable, dtype)
+        found |= {client: result.adapter.select(i).tensors() for i, client in enumerate(group)}
+    return found
+
+
+def train_once(
+    federation: Federation, group: list[int], trainable: Trainable | None = None, dtype: torch.dtype = torch.float32
+) -> Trained:
+    settings = federation.config.train
+    rows = [federation.partition.rows[client] for client in group]
+    plan = plan_group(group, rows, settings, seed=federation.config.seed, round=1)
+    start = federation.initial.map(lambda t: t.to(dtype) + 0.01)  # away from b = 0, so that both factors move
+    return train_group(
+        federation.model, federation.train.data, start, plan, settings, trainable or Trainable(), federation.train.cache
+    )
+
+
+def assert_close(mine: dict[int, dict[str, Tensor]], other: dict[int, dict[str, Tensor]], tolerance: float = 2e-5) -> None:
+    assert mine.keys() == other.keys()
+    for client, tensors in mine.items():
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(tensor, other[client][key], rtol=tolerance, atol=tolerance, msg=f"{client} {key}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train__optimizer": "sgd", "train__lr": 0.1},
+        {"train__optimizer": "momentum", "train__lr": 0.05},
+        {"train__optimizer": "adamw", "train__weight_decay": 0.1, "train__head_lr": 0.02},
+        {"train__optimizer": "sgd", "train__lr": 0.1, "train__accumulate": 2},
+        {"train__optimizer": "sgd", "train__lr": 0.1, "lora__dropout": 0.3},
+        {"train__optimizer": "sgd", "train__lr": 0.1, "train__local_steps": None, "train__local_epochs": 1},
+        {"train__optimizer": "sgd", "train__lr": 0.1, "model__pooling": "model", "lora__train_head": False},
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values()),
+)
+def test_any_group_size_gives_the_same_adapters(recipe: Make, options: dict[str, Any]) -> None:
+    federation = prepare(recipe(**options))
+    alone = train(federation, [[0], [1], [2], [3]])
+    # AdamW divides a gradient by its own size, rounding noise included, so float32 is compared where noise stays noise.
+    if options["train__optimizer"] != "adamw":
+        assert_close(alone, train(federation, [[0, 1, 2, 3]]))
+    federation.base.module.double()
+    exact = train(federation, [[0], [1], [2], [3]], dtype=torch.float64)
+    assert_close(exact, train(federation, [[0, 1, 2, 3]], dtype=torch.float64), 1e-9)
+    assert_close(exact, train(federation, [[3, 1], [0, 2]], dtype=torch.float64), 1e-9)
+    start = federation.initial.map(lambda t: t + 0.01).tensors()
+    moved = [key for key, tensor in alone[0].items() if not torch.equal(tensor, start[key])]
+    assert len(moved) == len(start), "every trained tensor moves"
+
+
+def test_stacked_training_equals_an_ordinary_peft_loop(recipe: Make) -> None:
+    """The same base model, adapter and batches, in plain PEFT with torch's own optimiser and clipping."""
+    from peft import LoraConfig, get_peft_model
+
+    config = recipe(
+        model__pooling="model", lora__target_modules=["query", "value"], train__optimizer="adamw", train__local_steps=4
+    )
+    federation = prepare(config)
+    mine = train(federation, [[0, 1, 2, 3]])
+    start = federation.initial.map(lambda t: t + 0.01)
+    plan = plan_group([2], [federation.partition.rows[2]], config.train, seed=config.seed, round=1)
+    federation.model.close()
+    peft = get_peft_model(
+        federation.base.module,
+        LoraConfig(r=2, lora_alpha=4, target_modules=["query", "value"], task_type="SEQ_CLS"),
+    ).eval()
+    parameters = dict(peft.named_parameters())
+    mapped: dict[str, Tensor] = {}
+    for site, factors in start.sites.items():
+        mapped[f"base_model.model.{site}.lora_A.default.weight"] = factors.a
+        mapped[f"base_model.model.{site}.lora_B.default.weight"] = factors.b
+    for name, tensor in start.head.items():
+        module, _, leaf = name.rpartition(".")
+        mapped[f"base_model.model.{module}.modules_to_save.default.{leaf}"] = tensor
+    with torch.no_grad():
+        for name, tensor in mapped.items():
+            parameters[name].copy_(tensor)
+    assert {name for name, p in parameters.items() if p.requires_grad} == mapped.keys()
+    trained = [parameters[name] for name in mapped]
+    optimizer = torch.optim.AdamW(trained, lr=config.train.lr, weight_decay=0.0)
+    for rows in plan.rows:
+        batch = federation.train.data.batch(rows.flatten())
+        loss = peft(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            token_type_ids=batch.token_type_ids,
+            labels=batch.labels,
+        ).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    for key, name in zip(start.tensors(), mapped, strict=True):
+        torch.testing.assert_close(mine[2][key], parameters[name].detach(), rtol=1e-4, atol=2e-5, msg=key)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "model"])
+def test_cached_frozen_blocks_change_nothing(recipe: Make, pooling: str) -> None:
+    options = {"lora__layers": "last:2", "train__optimizer": "sgd", "train__lr": 0.1, "model__pooling": pooling}
+    plain, cached = prepare(recipe(**options)), prepare(recipe(**options, train__cache_frozen=True))
+    assert plain.train.cache is None
+    assert cached.train.cache is not None
+    assert_close(train(plain, [[0, 1, 2, 3]]), train(cached, [[0, 1, 2, 3]]))
+    assert bool(cached.train.cache.filled.any())
+
+
+def test_caching_needs_a_frozen_block(recipe: Make) -> None:
+    with pytest.raises(ConfigError, match=r"cache_frozen = true.*lora\.layers"):
+        prepare(recipe(train__cache_frozen=True))
+
+
+def test_cache_limit_is_kept(recipe: Make) -> None:
+    federation = prepare(recipe(lora__layers="last:1"))
+    cache = FrozenCache(federation.model, federation.train.data, limit_mb=0)
+    with pytest.raises(ConfigError, match=r"cache_limit_mb = 0: .* need up to .* MB; raise the limit"):
+        cache.ensure(torch.arange(3))
+
+
+def test_frozen_factors_do_not_move(recipe: Make) -> None:
+    federation = prepare(recipe())
+    start = federation.initial.map(lambda t: t + 0.01)
+    for trainable in (Trainable(a=False, b=True), Trainable(a=True, b=False)):
+        tensors = train(federation, [[0, 1]], trainable)[1]
+        for key, tensor in start.tensors().items():
+            frozen = (key.endswith("/a") and not trainable.a) or (key.endswith("/b") and not trainable.b)
+            assert torch.equal(tensors[key], tensor) == frozen, key
+
+
+def test_one_client_with_nan_does_not_touch_the_others(recipe: Make) -> None:
+    federation = prepare(recipe(train__optimizer="sgd", train__lr=0.1))
+    expected = train(federation, [[0], [1], [2]])
+    rows = [federation.partition.rows[client] for client in range(3)]
+    plan = plan_group(range(3), rows, federation.config.train, seed=federation.config.seed, round=1)
+    plan.weight[:, 1] = float("nan")
+    start = federation.initial.map(lambda t: t + 0.01)
+    result = train_group(federation.model, federation.train.data, start, plan, federation.config.train, Trainable())
+    assert result.finite.tolist() == [True, False, True]
+    for client in (0, 2):
+        assert_close({client: expected[client]}, {client: result.adapter.select(client).tensors()})
+
+
+def test_batches_of_a_client_do_not_depend_on_the_others(recipe: Make) -> None:
+    federation = prepare(recipe())
+    rows = federation.partition.rows
+    together = plan_group([0, 1, 2], rows[:3], federation.config.train, seed=5, round=7)
+    alone = plan_group([1], rows[1:2], federation.config.train, seed=5, round=7)
+    assert torch.equal(together.rows[:, 1], alone.rows[:, 0])
+    other_round = plan_group([1], rows[1:2], federation.config.train, seed=5, round=8)
+    assert not torch.equal(alone.rows, other_round.rows)
+    assert set(alone.rows.flatten().tolist()) <= set(rows[1].tolist())
+
+
+def test_clipping_is_per_client_and_follows_torch() -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensors = [torch.zeros(3, 4, 5, requires_grad=True), torch.zeros(3, 7, requires_grad=True)]
+    sizes = torch.tensor([0.01, 1.0, 30.0])
+    for tensor in tensors:
+        scale = sizes.view(-1, *([1] * (tensor.ndim - 1)))
+        tensor.grad = torch.randn(tensor.shape, generator=draw) * scale
+    expected: list[list[Tensor]] = []
+    for client in range(3):
+        lone = [torch.zeros_like(tensor[client]).requires_grad_() for tensor in tensors]
+        for copy, tensor in zip(lone, tensors, strict=True):
+            assert tensor.grad is not None
+            copy.grad = tensor.grad[client].clone()
+        torch.nn.utils.clip_grad_norm_(lone, 1.0)
+        expected.append([copy.grad for copy in lone if copy.grad is not None])
+    clip_per_client(tensors, 1.0)
+    for client in range(3):
+        for tensor, right in zip(tensors, expected[client], strict=True):
+            assert tensor.grad is not None
+            torch.testing.assert_close(tensor.grad[client], right)
+
+
+def test_dropout_masks_ignore_padding_and_neighbours() -> None:
+    seeds = torch.tensor([11, 2**61 + 5, 7])
+    together = keep_mask(seeds, torch.zeros(6, 9, 32), 3, 0.25).view(3, 2, 9, 32)
+    alone = keep_mask(seeds[1:2], torch.zeros(2, 5, 32), 1, 0.25)
+    assert torch.equal(together[1][:, :5], alone)
+    big = keep_mask(seeds, torch.zeros(30, 64, 64), 3, 0.25)
+    assert big.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert abs((big == 0).float().mean().item() - 0.25) < 0.005
+    assert not torch.equal(big[:10], big[10:20])
+    rows = big.view(3, 10, 64, 64)
+    assert abs(torch.corrcoef(rows[0].flatten(1)).fill_diagonal_(0)).max() < 0.06
+
+
+def test_heads_other_than_linear_are_refused(recipe: Make) -> None:
+    with pytest.raises(ModelError, match=r"LayerNorm.*nn\.Linear"):
+        prepare(recipe(lora__modules_to_save=["backbone.encoder.layer.2.output.LayerNorm", "classifier"]))
+
+
+def test_bfloat16_trains_with_float32_adapters(recipe: Make) -> None:
+    federation = prepare(recipe(train__precision="bfloat16"))
+    result = train_once(federation, [0, 1])
+    assert {tensor.dtype for tensor in result.adapter.tensors().values()} == {torch.float32}
+    exact = train_once(prepare(recipe()), [0, 1])
+    assert bool(result.finite.all())
+    torch.testing.assert_close(result.loss, exact.loss, rtol=0.05, atol=0.02)
