@@ -6,13 +6,17 @@ Every case times, on the same float32 factors:
 
 - `stacked`: `align_adapter` on all clients at once;
 - `client_loop`: `align_adapter` on one client after the other;
-- `published_loop`: for each client and site the correlation, its SVD with the determinant fix, a second SVD to
-  soften, and the products;
-- `floor`: one copy of the factors, the least that any alignment must read and write. Where `stacked` is a small
-  multiple of it, memory bandwidth and not arithmetic bounds what stacking can gain.
+- `published_loop`: for each client and site the correlation, its SVD with the determinant fix, a second SVD
+  to soften, and the products;
+- `floor`: one copy of the factors, the least that any alignment must read and write. Where `stacked` is a
+  small multiple of it, memory bandwidth and not arithmetic bounds what stacking can gain.
 
-All keep every client's result until the end, as a round does. Repeats alternate between the four, so that a busy
-machine slows them alike; medians and minima are reported. Takes less than two minutes on two cores.
+All keep every client's result until the end, as a round does. Repeats alternate between the four, so that a
+busy machine slows them alike; medians and minima are reported, and the processor time of all threads, which
+other work disturbs less. With one client `client_loop` is the same computation as `stacked`: how far that
+ratio is from one is the noise of the run. Takes under two minutes on two idle cores.
+On cores shared with other work set OMP_WAIT_POLICY=passive, or the threads spin on each other's barriers
+and the figures mean little; the JSON records the policy and the load.
 """
 
 from __future__ import annotations
@@ -102,14 +106,16 @@ def measure(case: str, device: torch.device, repeats: int) -> dict[str, object]:
     assert not rotation.degenerate.any()
     del whole, expected
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    cpu: dict[str, list[float]] = {name: [] for name in rivals}
     for repeat in range(repeats + 1):
         for name, run in rivals.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             result = run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if repeat:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - start)
+                cpu[name].append(time.process_time() - cpu_start)
             del result
     middle = {name: statistics.median(times) for name, times in seconds.items()}
     layers, widths, rank, count = CASES[case]
@@ -121,6 +127,9 @@ def measure(case: str, device: torch.device, repeats: int) -> dict[str, object]:
         "megabytes": round(sum(t.nbytes for t in clients.tensors().values()) / 1e6, 1),
         "median_seconds": middle,
         "minimum_seconds": {name: min(times) for name, times in seconds.items()},
+        "median_cpu_seconds": (busy := {name: statistics.median(times) for name, times in cpu.items()}),
+        "cpu_times_less_than_client_loop": round(busy["client_loop"] / busy["stacked"], 2),
+        "cpu_times_less_than_published_loop": round(busy["published_loop"] / busy["stacked"], 2),
         "times_faster_than_client_loop": round(middle["client_loop"] / middle["stacked"], 2),
         "times_faster_than_published_loop": round(middle["published_loop"] / middle["stacked"], 2),
         "client_loop_times_faster_than_published_loop": round(
@@ -148,6 +157,8 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "device": f"{device.type}: {name}",
         "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "threads": arguments.threads,
         "seed": SEED,
         "strength": STRENGTH,

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 import fedrot
 from fedrot import cli, config, errors, partition_options
-from fedrot.methods import build
+from fedrot.methods import Laws, build
 from fedrot.methods.options import expected, option_hints
 
 MEANINGS = {
@@ -72,7 +72,7 @@ MEANINGS = {
     "federation.evaluate_every": "Evaluate every so many rounds, and in the last.",
     "federation.evaluate_batch": "Examples in an evaluation batch.",
     "engine.name": "`local` is the only engine this version runs.",
-    "engine.backend": "Reserved for further engines.",
+    "engine.backend": "Without effect in this version.",
     "output.report": "Write `report.html` and the plots at the end.",
     "output.keep_checkpoints": "Newest checkpoints to keep.",
 }
@@ -176,7 +176,7 @@ def shown(value: object) -> str:
 
 def methods() -> str:
     """What every method trains, sends and promises."""
-    laws = [field.name for field in dataclasses.fields(fedrot.methods()["fedit"].laws)]
+    laws = [law.name for law in dataclasses.fields(Laws) if len(held(law.name)) > 1]
     marks = ("–", "yes")
     body = []
     for name, cls in fedrot.methods().items():
@@ -187,10 +187,18 @@ def methods() -> str:
 
 
 def laws() -> str:
-    """What each law means, from the docstring of `Laws`."""
-    from fedrot.methods import Laws
+    """What each law means, from the docstring of `Laws`, and whether all methods agree on it."""
+    who = {(True,): "all methods", (False,): "no method so far"}
+    body = [
+        [law.replace("_", " "), meaning, who.get(tuple(held(law)), "see above")]
+        for law, meaning in attributes(Laws).items()
+    ]
+    return rows("law", "promise", "who", body=body)
 
-    return rows("law", "promise", body=[[k.replace("_", " "), v] for k, v in attributes(Laws).items()])
+
+def held(law: str) -> set[bool]:
+    """The values that methods declare for a law."""
+    return {getattr(cls.laws, law) for cls in fedrot.methods().values()}
 
 
 def method_options() -> str:
@@ -198,7 +206,7 @@ def method_options() -> str:
     parts = []
     for name, cls in fedrot.methods().items():
         about = inspect.cleandoc(cls.__doc__ or "").split("\nAttributes:")[0].strip()
-        parts.append(f"### `{name}` {{#{name}}}\n\n{about}\n")
+        parts.append(f"### `{name}`\n\n{about}\n")
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         means = attributes(cls)
         body = [

@@ -39,7 +39,8 @@ def train_once(
 ) -> Trained:
     settings = federation.config.train
     rows = [federation.partition.rows[client] for client in group]
-    plan = plan_group(group, rows, settings, seed=federation.config.seed, round=1)
+    lengths = federation.train.data.lengths
+    plan = plan_group(group, rows, settings, seed=federation.config.seed, round=1, lengths=lengths)
     start = federation.initial.map(lambda t: t.to(dtype) + 0.01)  # away from b = 0, so that both factors move
     return train_group(
         federation.model, federation.train.data, start, plan, settings, trainable or Trainable(), federation.train.cache
@@ -91,7 +92,8 @@ def test_stacked_training_equals_an_ordinary_peft_loop(recipe: Make) -> None:
     federation = prepare(config)
     mine = train(federation, [[0, 1, 2, 3]])
     start = federation.initial.map(lambda t: t + 0.01)
-    plan = plan_group([2], [federation.partition.rows[2]], config.train, seed=config.seed, round=1)
+    rows, lengths = [federation.partition.rows[2]], federation.train.data.lengths
+    plan = plan_group([2], rows, config.train, seed=config.seed, round=1, lengths=lengths)
     federation.model.close()
     peft = get_peft_model(
         federation.base.module,
@@ -163,7 +165,8 @@ def test_one_client_with_nan_does_not_touch_the_others(recipe: Make) -> None:
     federation = prepare(recipe(train__optimizer="sgd", train__lr=0.1))
     expected = train(federation, [[0], [1], [2]])
     rows = [federation.partition.rows[client] for client in range(3)]
-    plan = plan_group(range(3), rows, federation.config.train, seed=federation.config.seed, round=1)
+    lengths = federation.train.data.lengths
+    plan = plan_group(range(3), rows, federation.config.train, seed=federation.config.seed, round=1, lengths=lengths)
     plan.weight[:, 1] = float("nan")
     start = federation.initial.map(lambda t: t + 0.01)
     result = train_group(federation.model, federation.train.data, start, plan, federation.config.train, Trainable())
@@ -181,6 +184,26 @@ def test_batches_of_a_client_do_not_depend_on_the_others(recipe: Make) -> None:
     other_round = plan_group([1], rows[1:2], federation.config.train, seed=5, round=8)
     assert not torch.equal(alone.rows, other_round.rows)
     assert set(alone.rows.flatten().tolist()) <= set(rows[1].tolist())
+
+
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_buckets_hold_the_same_examples_with_less_padding(recipe: Make, epochs: int | None) -> None:
+    federation = prepare(recipe(train__local_steps=None if epochs else 6, train__local_epochs=epochs))
+    lengths, settings = federation.train.data.lengths, federation.config.train
+    rows = [federation.partition.rows[client] for client in range(4)]
+    plain = plan_group(range(4), rows, settings, seed=1, round=2)
+    dealt = plan_group(range(4), rows, settings, seed=1, round=2, lengths=lengths)
+    real = [(plan.weight > 0) for plan in (plain, dealt)]
+    for client in range(4):
+        before, after = (p.rows[:, client][keep[:, client]].sort()[0] for p, keep in zip((plain, dealt), real, strict=True))
+        assert torch.equal(before, after)
+        torch.testing.assert_close(dealt.weight[:, client].sum(-1)[: dealt.steps[client]], torch.ones(int(dealt.steps[client])))
+    padded = [lengths[plan.rows].flatten(1).amax(1).sum() for plan in (plain, dealt)]
+    assert padded[1] < padded[0] or epochs is not None
+    one_by_one = [
+        [lengths[plan.rows[:, client]].amax(1).sum() for client in range(4)] for plan in (plain, dealt)
+    ]
+    assert sum(one_by_one[1]) < sum(one_by_one[0])
 
 
 def test_clipping_is_per_client_and_follows_torch() -> None:

@@ -47,7 +47,13 @@ class Trained:
 
 
 def plan_group(
-    clients: Sequence[int], rows: Sequence[Tensor], config: TrainConfig, *, seed: int, round: int
+    clients: Sequence[int],
+    rows: Sequence[Tensor],
+    config: TrainConfig,
+    *,
+    seed: int,
+    round: int,
+    lengths: Tensor | None = None,
 ) -> Plan:
     """Draw the batches of a group. A client's batches depend on `seed`, `round` and the client alone.
 
@@ -57,6 +63,7 @@ def plan_group(
         config: steps or epochs, batch size, accumulation.
         seed: the run's seed.
         round: 1-based round.
+        lengths: tokens of every training example, if batches are to hold examples of like length.
     """
     batch = config.batch_size * config.accumulate
     drawn: list[tuple[Tensor, Tensor]] = []
@@ -64,10 +71,14 @@ def plan_group(
         draws = generator(seed, "batches", round, client)
         if config.steps is not None:
             picked = draw_rows(own, config.steps, batch, draws)
-            drawn.append((picked, torch.ones(picked.shape, dtype=torch.bool)))
+            valid, passes = torch.ones(picked.shape, dtype=torch.bool), 1
         else:
             assert config.local_epochs is not None
-            drawn.append(draw_epochs(own, config.local_epochs, batch, draws))
+            picked, valid = draw_epochs(own, config.local_epochs, batch, draws)
+            passes = config.local_epochs
+        if lengths is not None:
+            picked, valid = bucket(picked, valid, lengths, passes, generator(seed, "buckets", round))
+        drawn.append((picked, valid))
     steps = torch.tensor([len(picked) for picked, _ in drawn])
     longest = int(steps.max())
     padded = torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), -1)]) for p, _ in drawn], 1)
@@ -75,6 +86,33 @@ def plan_group(
     weight = valid / valid.sum(-1, keepdim=True).clamp(min=1)
     seeds = [torch.randint(2**62, (longest,), generator=generator(seed, "dropout", round, c)) for c in clients]
     return Plan(tuple(clients), padded, weight, steps, torch.stack(seeds, 1))
+
+
+def bucket(
+    rows: Tensor, valid: Tensor, lengths: Tensor, passes: int, order: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Deal one client's draws of a round into batches of like length, and shuffle the batches.
+
+    Every pass still sees the same examples; only who shares a batch with whom changes. `order` is the same for all
+    clients, so that at each step a stacked batch holds examples of like length and little padding.
+
+    Args:
+        rows: `(steps, batch)` row numbers, `passes` equal blocks of steps.
+        valid: `(steps, batch)`, False for padding, which stays at the end of each pass' longest batch.
+        lengths: tokens of every example.
+        passes: passes over the client's examples, each dealt by itself.
+        order: shuffles the batches.
+    """
+    dealt_rows, dealt_valid = rows.clone(), valid.clone()
+    steps = len(rows) // passes
+    for start in range(0, len(rows), steps):
+        block = slice(start, start + steps)
+        size = torch.where(valid[block], lengths[rows[block]], torch.iinfo(torch.long).max)
+        by_length = size.flatten().argsort(stable=True)
+        shuffle = torch.rand(steps, generator=order).argsort()
+        dealt_rows[block] = rows[block].flatten()[by_length].view(steps, -1)[shuffle]
+        dealt_valid[block] = valid[block].flatten()[by_length].view(steps, -1)[shuffle]
+    return dealt_rows, dealt_valid
 
 
 def train_group(
@@ -132,9 +170,9 @@ def make_optimizer(lora: Sequence[Tensor], head: Sequence[Tensor], config: Train
         if tensors
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     momentum = config.momentum if config.optimizer == "momentum" else 0.0
-    return torch.optim.SGD(groups, momentum=momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, momentum=momentum, weight_decay=config.weight_decay, fused=True)
 
 
 @torch.no_grad()

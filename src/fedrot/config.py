@@ -103,6 +103,8 @@ class TrainConfig(Section):
     clip: float | Literal["off"] = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    bucket: bool = True
+    """Deal each client's draws of a round into batches of like length: less padding, same examples."""
     cache_frozen: bool = False
     cache_limit_mb: int = Field(default=2048, gt=0)
 

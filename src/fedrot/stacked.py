@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.dropout import keep_mask
+from fedrot.core.linear import stacked_linear
 from fedrot.errors import ModelError
 from fedrot.model import BaseModel, PooledClassifier, block_of
 from fedrot.tasks.encode import Batch
@@ -37,17 +38,16 @@ class StackedLoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x: (G * n, ..., d_in)` -> `(G * n, ..., d_out)`."""
-        out = self.base(x)
         if self.a is None or self.b is None:
-            return out
+            return self.base(x)
         clients = self.a.shape[0]
         rows = x.reshape(clients, -1, x.shape[-1])
+        mask = None
         if self.dropout and self.seeds is not None:
-            rows = rows * keep_mask(self.seeds + self.site, x, clients, self.dropout).view_as(rows)
-        inner = rows @ self.a.to(x.dtype).transpose(-1, -2)
-        # The base layer is frozen, so its backward does not need its output: add in place, without a copy.
-        out.view(clients, -1, out.shape[-1]).baddbmm_(inner, self.b.to(x.dtype).transpose(-1, -2), alpha=self.scale)
-        return out
+            mask = keep_mask(self.seeds + self.site, x, clients, self.dropout).view_as(rows)
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        out = stacked_linear(rows, self.base.weight, self.base.bias, a, b, self.scale, mask)
+        return out.view(*x.shape[:-1], -1)
 
 
 class StackedDense(nn.Module):

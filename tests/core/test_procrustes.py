@@ -258,6 +258,28 @@ def test_narrow_inputs_are_rotated_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(new_a, reference[0].float(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("api", ["new", "legacy"])
+def test_reduced_matmul_precision_is_suspended_and_restored(api: str) -> None:
+    a, b, reference = normal(1, 8, 64).float(), normal(2, 48, 8).float(), normal(3, 8, 64).float()
+    expected, _, _ = align(a, b, reference, b)
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        if api == "new":
+            matmul.fp32_precision = "bf16"
+        else:
+            torch.set_float32_matmul_precision("medium")
+        assert torch.equal(align(a, b, reference, b)[0], expected)
+        assert (matmul.fp32_precision if api == "new" else torch.get_float32_matmul_precision()) in (
+            "bf16",
+            "medium",
+        )
+    finally:
+        if api == "legacy":
+            torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
+
+
 def test_float64_stays_float64() -> None:
     a, b = normal(1, 4, 12), normal(2, 10, 4)
     assert {t.dtype for t in align(a, b, a, b)[:2]} == {torch.float64}

@@ -84,6 +84,7 @@ def align_adapter(
     return apply(trained, rotation), rotation
 
 
+@torch.no_grad()
 def correlations(trained: Adapter, reference: Adapter, anchor: Anchor) -> dict[str, Tensor]:
     """Every site's `(..., r, r)` correlation with the reference, in float32 or better.
 
@@ -125,6 +126,7 @@ def solve_sites(found: Mapping[str, Tensor], strength: float, path: Path, group:
     )
 
 
+@torch.no_grad()
 def apply(adapter: Adapter, rotation: SiteRotation) -> Adapter:
     """The adapter in its rotated frame; the products stay the same."""
     sites: dict[str, Factors] = {}

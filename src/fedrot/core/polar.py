@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,13 +33,24 @@ class Nearest(NamedTuple):
 @contextmanager
 def full_precision(device: torch.device) -> Generator[None]:
     """No autocast, no TF32: rotating in bfloat16 changes the product `b @ a` by 2e-3, in float32 by 6e-7."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends: Any = torch.backends
+    matmuls = [b.matmul for b in (backends.cuda, backends.mkldnn) if hasattr(b, "matmul")]
+    # PyTorch refuses to mix these with `set_float32_matmul_precision`, the only switch of older releases.
+    switches = [m for m in matmuls if hasattr(m, "fp32_precision")]
+    saved = [switch.fp32_precision for switch in switches]
+    legacy = None if switches else torch.get_float32_matmul_precision()
     try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        if legacy:
+            torch.set_float32_matmul_precision("highest")
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for switch, precision in zip(switches, saved, strict=True):
+            switch.fp32_precision = precision
+        if legacy:
+            torch.set_float32_matmul_precision(legacy)
 
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -134,7 +134,8 @@ def _groups(federation: Federation, chosen: Sequence[int]) -> Iterator[list[int]
 def _train(federation: Federation, state: ServerState, number: int, group: Sequence[int]) -> tuple[Plan, Trained]:
     config = federation.config
     rows: list[Tensor] = [federation.partition.rows[client] for client in group]
-    plan = plan_group(group, rows, config.train, seed=config.seed, round=number)
+    lengths = federation.train.data.lengths if config.train.bucket else None
+    plan = plan_group(group, rows, config.train, seed=config.seed, round=number, lengths=lengths)
     trainable = federation.method.trainable(number)
     train = federation.train
     return plan, train_group(

@@ -31,6 +31,7 @@ class Rescale(Method):
 
     anchor: Literal["alternate", "a", "b"] = "alternate"
 
+    @torch.no_grad()
     def before_upload(
         self,
         trained: Adapter,
