@@ -54,7 +54,7 @@ MEANINGS = {
     "train.optimizer": "Local optimiser; it starts afresh every round.",
     "train.lr": "Learning rate of the factors.",
     "train.head_lr": "Learning rate of the head; `lr` unless set.",
-    "train.momentum": "Used by `optimizer = \"momentum\"`.",
+    "train.momentum": 'Used by `optimizer = "momentum"`.',
     "train.weight_decay": "Weight decay of the optimiser.",
     "train.local_steps": "Local steps a round, 10 unless this or `local_epochs` is set.",
     "train.local_epochs": "Passes over the client's own examples a round, instead of `local_steps`.",
@@ -101,7 +101,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def rows(*header: str, body: list[list[str]]) -> str:
     lines = [list(header), ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+    return (
+        "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+    )
 
 
 def recipe() -> str:
@@ -120,13 +122,17 @@ def recipe() -> str:
         for key, field in keys:
             meaning = docs.get(key) or MEANINGS.get(key)
             if meaning is None:
-                raise PluginError(f"recipe key {key!r} has no meaning: give it a docstring in fedrot/config.py")
+                raise PluginError(
+                    f"recipe key {key!r} has no meaning: give it a docstring in fedrot/config.py"
+                )
             unused.discard(key)
             body.append([f"`{key.split('.')[-1]}`", kind_of(field), default_of(field), meaning])
         title = f"## `[{name}]`" if "." in keys[0][0] else f"## `{name}`"
         text.append(f"{title}\n\n{rows('key', 'value', 'default', 'meaning', body=body)}")
     if unused:
-        raise PluginError(f"docs/hooks.py explains keys that recipes do not have: {', '.join(sorted(unused))}")
+        raise PluginError(
+            f"docs/hooks.py explains keys that recipes do not have: {', '.join(sorted(unused))}"
+        )
     return "\n".join(text)
 
 
@@ -137,8 +143,12 @@ def attribute_docstrings() -> dict[str, str]:
     owners = {"RunConfig": ""} | {f.annotation.__name__: f"{n}." for n, f in fields.items() if f.annotation}
     found = {}
     for owner, prefix in owners.items():
-        for node, after in zip(classes[owner].body, classes[owner].body[1:]) if owner in classes else ():
-            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        for node, after in zip(classes[owner].body, classes[owner].body[1:], strict=False) if owner in classes else ():
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
                 found[f"{prefix}{ast.unparse(node.target)}"] = " ".join(str(after.value.value).split())
     return found
 
@@ -221,7 +231,7 @@ def attributes(cls: type) -> dict[str, str]:
     """The `Attributes:` section of a docstring."""
     section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")[2]
     items = re.split(r"^(\w+): ", textwrap.dedent(section), flags=re.M)[1:]
-    return {name: " ".join(text.split()) for name, text in zip(items[::2], items[1::2])}
+    return {name: " ".join(text.split()) for name, text in zip(items[::2], items[1::2], strict=True)}
 
 
 def partitions() -> str:
@@ -233,7 +243,9 @@ def partitions() -> str:
         counted = "num_partitions" in parameters
         for set_elsewhere in ("num_partitions", "min_partition_size"):
             parameters.pop(set_elsewhere, None)
-        body.append([f"`{kind}`", "needed" if counted else "fixed by the kind", "<br>".join(options(parameters))])
+        body.append(
+            [f"`{kind}`", "needed" if counted else "fixed by the kind", "<br>".join(options(parameters))]
+        )
     return rows("kind", "`federation.clients`", "options (default)", body=body)
 
 
@@ -249,9 +261,14 @@ def options(parameters: dict[str, inspect.Parameter]) -> Iterator[str]:
 def exit_codes() -> str:
     """From the error classes."""
     body = [["0", "", "Done."]]
-    for cls in (errors.ConfigError, *(c for c in errors.FedrotError.__subclasses__() if c is not errors.ConfigError)):
+    for cls in (
+        errors.ConfigError,
+        *(c for c in errors.FedrotError.__subclasses__() if c is not errors.ConfigError),
+    ):
         body.append([str(cls.exit_code), f"`{cls.__name__}`", " ".join((cls.__doc__ or "").split())])
-    body.append(["130", "", "Interrupted (Ctrl-C or SIGTERM). Finished rounds are kept; continue with `--resume`."])
+    body.append(
+        ["130", "", "Interrupted (Ctrl-C or SIGTERM). Finished rounds are kept; continue with `--resume`."]
+    )
     return rows("code", "error", "meaning", body=sorted(body, key=lambda row: int(row[0])))
 
 
@@ -312,4 +329,8 @@ def check_python(block: str) -> None:
             getattr(fedrot, node.attr)
 
 
-CHECKS: dict[str, Callable[[str], None]] = {"toml": check_toml, "bash": check_commands, "python": check_python}
+CHECKS: dict[str, Callable[[str], None]] = {
+    "toml": check_toml,
+    "bash": check_commands,
+    "python": check_python,
+}

@@ -3,7 +3,7 @@
 set -u
 python=${1:-python3}
 folder=$(dirname "$0")
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1  # the models are too small for more
 export PYTHONWARNINGS='ignore:`is_gradient_checkpointing` is deprecated:FutureWarning'  # said by transformers to PEFT
 failed=""
 for example in "$folder"/*.py; do

@@ -59,7 +59,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(tiny_model: Path, corpus: Path) -> Callable[..., RunConfig]:
     """Build a small recipe; keywords `section__key=value` override it."""
 

@@ -97,7 +97,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(*((os, "fsync", full) if step == "fsync" else (Path, "rename", full)))
-        with pytest.raises(OutputError, match=r"round 2 cannot be written.*No space left.*kept: round-000001.*--resume"):
+        with pytest.raises(
+            OutputError, match=r"round 2 cannot be written.*No space left.*kept: round-000001.*--resume"
+        ):
             save_checkpoint(tmp_path, state(2), {"round": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["round-000001"]
     found = load_checkpoint(tmp_path)

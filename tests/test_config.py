@@ -98,8 +98,13 @@ def test_every_shipped_recipe_is_valid() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    lr=st.floats(1e-8, 10), rank=st.integers(1, 512), clip=st.one_of(st.just("off"), st.floats(1e-3, 100)), seed=st.integers(0, 2**62)
+    lr=st.floats(1e-8, 10),
+    rank=st.integers(1, 512),
+    clip=st.one_of(st.just("off"), st.floats(1e-3, 100)),
+    seed=st.integers(0, 2**62),
 )
 def test_any_valid_recipe_survives_toml(lr: float, rank: int, clip: float | str, seed: int) -> None:
-    config = parse_config({**MINIMAL, "train": {"lr": lr, "clip": clip}, "lora": {"rank": rank}, "seed": seed})
+    config = parse_config(
+        {**MINIMAL, "train": {"lr": lr, "clip": clip}, "lora": {"rank": rank}, "seed": seed}
+    )
     assert parse_config(tomllib.loads(config.to_toml())) == config

@@ -47,7 +47,15 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 def test_a_run_leaves_the_promised_directory(recipe: Make, tmp_path: Path) -> None:
     result = run(recipe(output__report=True, output__probe=True), out=tmp_path / "run")
     names = {path.name for path in result.directory.iterdir()}
-    assert {"config.toml", "metrics.jsonl", "adapter", "checkpoint", "report.html", "plots", "summary.json"} <= names
+    assert {
+        "config.toml",
+        "metrics.jsonl",
+        "adapter",
+        "checkpoint",
+        "report.html",
+        "plots",
+        "summary.json",
+    } <= names
     records = read_metrics(result.directory)
     assert records == result.records
     assert [record["round"] for record in records] == [1, 2]
@@ -56,7 +64,9 @@ def test_a_run_leaves_the_promised_directory(recipe: Make, tmp_path: Path) -> No
     assert all(promised <= record.keys() for record in records)
     assert records[0]["rotation"] == 0.0, "the first round is not rotated"
     assert records[1]["rotation"] > 0.0
-    assert all(math.isfinite(value) for record in records for value in record.values() if isinstance(value, float))
+    assert all(
+        math.isfinite(value) for record in records for value in record.values() if isinstance(value, float)
+    )
     summary = json.loads((result.directory / "summary.json").read_text())
     assert summary["final"]["accuracy"] == records[-1]["accuracy"]
     assert 0 < summary["probe"]["accuracy"] <= 1
@@ -128,7 +138,10 @@ def test_evaluation_every_k_rounds_and_at_the_end(recipe: Make, tmp_path: Path) 
 
 def test_local_epochs_and_uniform_weighting(recipe: Make, tmp_path: Path) -> None:
     config = recipe(
-        train__local_steps=None, train__local_epochs=1, federation__weighting="uniform", federation__group_size=2
+        train__local_steps=None,
+        train__local_epochs=1,
+        federation__weighting="uniform",
+        federation__group_size=2,
     )
     result = run(config, out=tmp_path / "run")
     counts = json.loads((tmp_path / "run" / "summary.json").read_text())["partition"]["counts"]
@@ -210,7 +223,9 @@ def test_damaged_checkpoint_falls_back_and_ends_the_same(recipe: Make, tmp_path:
 
 def test_more_rounds_may_be_asked_for_and_nothing_else(recipe: Make, tmp_path: Path) -> None:
     run(recipe(), out=tmp_path / "run")
-    with pytest.raises(OutputError, match=r"recipe differs[\s\S]*train\.lr: 0\.01 -> 0\.02[\s\S]*another --out"):
+    with pytest.raises(
+        OutputError, match=r"recipe differs[\s\S]*train\.lr: 0\.01 -> 0\.02[\s\S]*another --out"
+    ):
         run(recipe(train__lr=0.02), out=tmp_path / "run", resume=True)
     longer = run(recipe(federation__rounds=4), out=tmp_path / "run", resume=True)
     straight = run(recipe(federation__rounds=4), out=tmp_path / "straight")
@@ -257,7 +272,9 @@ def test_a_mistake_leaves_no_directory_behind(recipe: Make, tmp_path: Path) -> N
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
 )
-def test_bad_input_is_refused(recipe: Make, tmp_path: Path, options: dict[str, Any], error: type, said: str) -> None:
+def test_bad_input_is_refused(
+    recipe: Make, tmp_path: Path, options: dict[str, Any], error: type, said: str
+) -> None:
     with pytest.raises(error, match=said):
         run(recipe(**options), out=tmp_path / "run")
 
@@ -278,7 +295,12 @@ def poison(monkeypatch: pytest.MonkeyPatch, clients: set[int], from_round: int =
             if client in clients:
                 next(iter(tensors.values()))[index] = math.nan
                 finite[index] = False
-        return Trained(result.clients, type(result.adapter).from_tensors(tensors, result.adapter.scale), result.loss, finite)
+        return Trained(
+            result.clients,
+            type(result.adapter).from_tensors(tensors, result.adapter.scale),
+            result.loss,
+            finite,
+        )
 
     monkeypatch.setattr(local, "train_group", training)
 
@@ -298,7 +320,9 @@ def test_all_clients_rejected_stops_and_keeps_the_last_good_state(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {0, 1, 2, 3}, from_round=2)
-    with pytest.raises(TrainingError, match=r"round 2: every client was rejected.*state after round 1 is kept"):
+    with pytest.raises(
+        TrainingError, match=r"round 2: every client was rejected.*state after round 1 is kept"
+    ):
         run(recipe(), out=tmp_path / "run")
     kept = load_checkpoint(tmp_path / "run" / "checkpoint")
     assert kept is not None
@@ -347,7 +371,9 @@ def test_the_adapter_of_a_mean_pooled_model_loads_too(recipe: Make, tmp_path: Pa
     config = recipe(lora__layers="last:1")
     result = run(config, out=tmp_path / "run")
     expected, batch = our_logits(result, config)
-    found = peft_logits(fedrot.load_base_for(tmp_path / "run" / "adapter"), tmp_path / "run" / "adapter", batch)
+    found = peft_logits(
+        fedrot.load_base_for(tmp_path / "run" / "adapter"), tmp_path / "run" / "adapter", batch
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 

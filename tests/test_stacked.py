@@ -35,7 +35,10 @@ def train(
 
 
 def train_once(
-    federation: Federation, group: list[int], trainable: Trainable | None = None, dtype: torch.dtype = torch.float32
+    federation: Federation,
+    group: list[int],
+    trainable: Trainable | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Trained:
     settings = federation.config.train
     rows = [federation.partition.rows[client] for client in group]
@@ -43,15 +46,25 @@ def train_once(
     plan = plan_group(group, rows, settings, seed=federation.config.seed, round=1, lengths=lengths)
     start = federation.initial.map(lambda t: t.to(dtype) + 0.01)  # away from b = 0, so that both factors move
     return train_group(
-        federation.model, federation.train.data, start, plan, settings, trainable or Trainable(), federation.train.cache
+        federation.model,
+        federation.train.data,
+        start,
+        plan,
+        settings,
+        trainable or Trainable(),
+        federation.train.cache,
     )
 
 
-def assert_close(mine: dict[int, dict[str, Tensor]], other: dict[int, dict[str, Tensor]], tolerance: float = 2e-5) -> None:
+def assert_close(
+    mine: dict[int, dict[str, Tensor]], other: dict[int, dict[str, Tensor]], tolerance: float = 2e-5
+) -> None:
     assert mine.keys() == other.keys()
     for client, tensors in mine.items():
         for key, tensor in tensors.items():
-            torch.testing.assert_close(tensor, other[client][key], rtol=tolerance, atol=tolerance, msg=f"{client} {key}")
+            torch.testing.assert_close(
+                tensor, other[client][key], rtol=tolerance, atol=tolerance, msg=f"{client} {key}"
+            )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +100,10 @@ def test_stacked_training_equals_an_ordinary_peft_loop(recipe: Make) -> None:
     from peft import LoraConfig, get_peft_model
 
     config = recipe(
-        model__pooling="model", lora__target_modules=["query", "value"], train__optimizer="adamw", train__local_steps=4
+        model__pooling="model",
+        lora__target_modules=["query", "value"],
+        train__optimizer="adamw",
+        train__local_steps=4,
     )
     federation = prepare(config)
     mine = train(federation, [[0, 1, 2, 3]])
@@ -131,7 +147,12 @@ def test_stacked_training_equals_an_ordinary_peft_loop(recipe: Make) -> None:
 
 @pytest.mark.parametrize("pooling", ["mean", "model"])
 def test_cached_frozen_blocks_change_nothing(recipe: Make, pooling: str) -> None:
-    options = {"lora__layers": "last:2", "train__optimizer": "sgd", "train__lr": 0.1, "model__pooling": pooling}
+    options = {
+        "lora__layers": "last:2",
+        "train__optimizer": "sgd",
+        "train__lr": 0.1,
+        "model__pooling": pooling,
+    }
     plain, cached = prepare(recipe(**options)), prepare(recipe(**options, train__cache_frozen=True))
     assert plain.train.cache is None
     assert cached.train.cache is not None
@@ -166,10 +187,14 @@ def test_one_client_with_nan_does_not_touch_the_others(recipe: Make) -> None:
     expected = train(federation, [[0], [1], [2]])
     rows = [federation.partition.rows[client] for client in range(3)]
     lengths = federation.train.data.lengths
-    plan = plan_group(range(3), rows, federation.config.train, seed=federation.config.seed, round=1, lengths=lengths)
+    plan = plan_group(
+        range(3), rows, federation.config.train, seed=federation.config.seed, round=1, lengths=lengths
+    )
     plan.weight[:, 1] = float("nan")
     start = federation.initial.map(lambda t: t + 0.01)
-    result = train_group(federation.model, federation.train.data, start, plan, federation.config.train, Trainable())
+    result = train_group(
+        federation.model, federation.train.data, start, plan, federation.config.train, Trainable()
+    )
     assert result.finite.tolist() == [True, False, True]
     for client in (0, 2):
         assert_close({client: expected[client]}, {client: result.adapter.select(client).tensors()})
@@ -195,9 +220,13 @@ def test_buckets_hold_the_same_examples_with_less_padding(recipe: Make, epochs: 
     dealt = plan_group(range(4), rows, settings, seed=1, round=2, lengths=lengths)
     real = [(plan.weight > 0) for plan in (plain, dealt)]
     for client in range(4):
-        before, after = (p.rows[:, client][keep[:, client]].sort()[0] for p, keep in zip((plain, dealt), real, strict=True))
+        before, after = (
+            p.rows[:, client][keep[:, client]].sort()[0] for p, keep in zip((plain, dealt), real, strict=True)
+        )
         assert torch.equal(before, after)
-        torch.testing.assert_close(dealt.weight[:, client].sum(-1)[: dealt.steps[client]], torch.ones(int(dealt.steps[client])))
+        torch.testing.assert_close(
+            dealt.weight[:, client].sum(-1)[: dealt.steps[client]], torch.ones(int(dealt.steps[client]))
+        )
     padded = [lengths[plan.rows].flatten(1).amax(1).sum() for plan in (plain, dealt)]
     assert padded[1] < padded[0] or epochs is not None
     one_by_one = [

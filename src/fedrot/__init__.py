@@ -7,7 +7,12 @@ models (`load_base_for`) load the rest of the library when first used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# MKL otherwise picks code paths by how memory happens to be aligned, and a resumed run would differ from an
+# uninterrupted one in the last bit. It is read once, so it must be set before torch first computes.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 from fedrot.core import Adapter, Factors, aggregation_error, align, procrustes
 from fedrot.errors import FedrotError

@@ -66,6 +66,6 @@ class FrozenCache:
         if needed > self.limit_mb:
             raise ConfigError(
                 f"train.cache_limit_mb = {self.limit_mb}: the frozen states of {len(self.data)} examples need up to "
-                f"{needed:.0f} MB; raise the limit, set task.max_train or task.max_length lower, or train.cache_frozen = false"
+                f"{needed:.0f} MB; raise the limit, lower task.max_train, or set train.cache_frozen = false"
             )
         return torch.empty(total, width, dtype=hidden.dtype, device=hidden.device)

@@ -126,9 +126,14 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
 
 
 def _tensors(state: ServerState) -> dict[str, Tensor]:
-    groups: dict[str, Mapping[str, Tensor]] = {"adapter": state.adapter.tensors(), "method": state.method.tensors}
+    groups: dict[str, Mapping[str, Tensor]] = {
+        "adapter": state.adapter.tensors(),
+        "method": state.method.tensors,
+    }
     groups |= {f"history-{i}": adapter.tensors() for i, adapter in enumerate(state.history)}
-    return {f"{g}:{key}": t.detach().contiguous().cpu() for g, group in groups.items() for key, t in group.items()}
+    return {
+        f"{g}:{key}": t.detach().contiguous().cpu() for g, group in groups.items() for key, t in group.items()
+    }
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

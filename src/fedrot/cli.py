@@ -48,13 +48,21 @@ def reported_errors() -> Iterator[None]:
 
 @app.command(epilog=RUN_EXAMPLES.replace("\n", "\n\n"))
 def run(
-    recipe: Annotated[Path | None, typer.Argument(help="A TOML recipe; may be left out with --resume.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A TOML recipe; may be left out with --resume.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be given several times."),
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Override one key; may be given several times."
+        ),
     ] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory; must be new unless --resume.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")] = False,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Run directory; must be new unless --resume.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")
+    ] = False,
 ) -> None:
     """Fine-tune across clients as a recipe says, and write adapter, metrics and report to a run directory."""
     from fedrot.engines.run import run as run_recipe
@@ -65,10 +73,14 @@ def run(
         observer = make_observer(out, err)
         try:
             with observer:
-                result = run_recipe(recipe, out=out_dir, resume=resume, overrides=set_ or (), observer=observer)
+                result = run_recipe(
+                    recipe, out=out_dir, resume=resume, overrides=set_ or (), observer=observer
+                )
         except KeyboardInterrupt:
             where = observer.directory or out_dir or "DIR"
-            err.print(f"interrupted; finished rounds are kept: continue with `fedrot run --resume --out {where}`")
+            err.print(
+                f"interrupted; finished rounds are kept: continue with `fedrot run --resume --out {where}`"
+            )
             raise typer.Exit(130) from None
         _print_result(result.directory, result.summary)
 
@@ -85,7 +97,9 @@ def report(directory: Annotated[Path, typer.Argument(help="A run directory.")]) 
 @app.command()
 def export(
     directory: Annotated[Path, typer.Argument(help="A run directory.")],
-    out_dir: Annotated[Path | None, typer.Option("--out", help="Where to write; default DIR/merged or DIR/adapter.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; default DIR/merged or DIR/adapter.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Add the adapter to the base weights.")] = False,
 ) -> None:
     """Write a run's newest finished round as a PEFT adapter, or with --merge as a whole model."""

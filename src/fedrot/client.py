@@ -84,7 +84,9 @@ def plan_group(
     padded = torch.stack([torch.cat([p, p[-1:].expand(longest - len(p), -1)]) for p, _ in drawn], 1)
     valid = torch.stack([torch.cat([v, v.new_zeros(longest - len(v), batch)]) for _, v in drawn], 1)
     weight = valid / valid.sum(-1, keepdim=True).clamp(min=1)
-    seeds = [torch.randint(2**62, (longest,), generator=generator(seed, "dropout", round, c)) for c in clients]
+    seeds = [
+        torch.randint(2**62, (longest,), generator=generator(seed, "dropout", round, c)) for c in clients
+    ]
     return Plan(tuple(clients), padded, weight, steps, torch.stack(seeds, 1))
 
 
@@ -162,7 +164,9 @@ def train_group(
     return Trained(plan.clients, adapter, mean, adapter.finite(stacked=True) & mean.isfinite())
 
 
-def make_optimizer(lora: Sequence[Tensor], head: Sequence[Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    lora: Sequence[Tensor], head: Sequence[Tensor], config: TrainConfig
+) -> torch.optim.Optimizer:
     """Element-wise optimiser over stacked tensors; the head may have a learning rate of its own."""
     groups = [
         {"params": list(tensors), "lr": lr}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,8 @@ from fedrot.errors import ConfigError, nearest
 
 
 class Section(BaseModel):
+    """A section that knows all its keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -47,6 +49,8 @@ class ModelConfig(Section):
 
 
 class LoraSettings(Section):
+    """Which layers are adapted, and how."""
+
     rank: int = Field(default=4, gt=0)
     alpha: float = Field(default=8.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -65,9 +69,12 @@ class LoraSettings(Section):
 
 
 class TaskConfig(Section):
+    """What is learned, from which data."""
+
     name: Literal["classify"] = "classify"
     data: str
-    """`tweets`, `bbc`, `newsgroups`, `reuters-r8`, `reuters-r52`, `glue:TASK`, `hub:ID`, or a CSV, JSONL or parquet file."""
+    """`tweets`, `bbc`, `newsgroups`, `reuters-r8`, `reuters-r52`, `glue:TASK`, `hub:ID`, or a file (CSV, JSONL,
+    parquet)."""
     test_data: str | None = None
     text: str = "text"
     text_pair: str | None = None
@@ -81,16 +88,22 @@ class TaskConfig(Section):
 
 
 class PartitionConfig(OpenSection):
+    """How training examples are dealt to clients; further keys are the partitioner's own options."""
+
     kind: str = "dirichlet"
     min_size: int = Field(default=1, ge=1)
     """Smallest number of training examples a client may have."""
 
 
 class MethodConfig(OpenSection):
+    """The aggregation method; further keys are its own options."""
+
     name: str = "fedrot"
 
 
 class TrainConfig(Section):
+    """Local training on each client."""
+
     optimizer: Literal["sgd", "momentum", "adamw"] = "adamw"
     lr: float = Field(default=3e-3, gt=0)
     head_lr: float | None = Field(default=None, gt=0)
@@ -119,10 +132,16 @@ class TrainConfig(Section):
     @property
     def steps(self) -> int | None:
         """Local optimiser steps a round, 10 unless set; None when `local_epochs` decides."""
-        return self.local_steps if self.local_steps is not None else (None if self.local_epochs is not None else 10)
+        return (
+            self.local_steps
+            if self.local_steps is not None
+            else (None if self.local_epochs is not None else 10)
+        )
 
 
 class FederationConfig(Section):
+    """Who takes part, for how long, and when the result is evaluated."""
+
     clients: int | None = Field(default=None, gt=0)
     """None only for partitioners that fix the number themselves (`natural-id`)."""
     rounds: int = Field(default=10, gt=0)
@@ -140,11 +159,15 @@ class FederationConfig(Section):
 
 
 class EngineConfig(Section):
+    """What runs the recipe."""
+
     name: Literal["local", "flower"] = "local"
     backend: Literal["inline", "ray"] = "inline"
 
 
 class OutputConfig(Section):
+    """What is written, and where."""
+
     dir: str | None = None
     """Run directory; `runs/<method>-<seed>-<n>` unless set."""
     report: bool = True
@@ -182,7 +205,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         data = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"recipe '{path}': cannot be read ({error.strerror}); give the path of a TOML file") from error
+        raise ConfigError(
+            f"recipe '{path}': cannot be read ({error.strerror}); give the path of a TOML file"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe '{path}': not valid TOML: {error}") from error
     for override in overrides:
@@ -201,7 +226,10 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in place. The value is TOML; a bare word is a string.
 
-    >>> recipe = {}; apply_override(recipe, "method.strength=0.3"); apply_override(recipe, "method.anchor=joint"); recipe
+    >>> recipe = {}
+    >>> apply_override(recipe, "method.strength=0.3")
+    >>> apply_override(recipe, "method.anchor=joint")
+    >>> recipe
     {'method': {'strength': 0.3, 'anchor': 'joint'}}
     """
     key, separator, text = override.partition("=")
@@ -214,9 +242,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = text.strip()
     table = data
     for part in parts[:-1]:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
+        below: Any = table.setdefault(part, {})
+        if not isinstance(below, dict):
             raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+        table = cast(dict[str, Any], below)
     table[parts[-1]] = value
 
 
@@ -234,7 +263,9 @@ def differences(old: RunConfig, new: RunConfig, ignore: Sequence[str] = ()) -> l
 def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     fields = _fields_at(location[:-1])
-    name = ".".join(part for part in location if part not in ("str", "int", "float") and not part.startswith("literal["))
+    name = ".".join(
+        part for part in location if part not in ("str", "int", "float") and not part.startswith("literal[")
+    )
     if problem["type"] == "extra_forbidden":
         return f"{name}: unknown key; {nearest(location[-1], fields)}"
     if problem["type"] == "missing":
@@ -246,7 +277,11 @@ def _explain(problem: Any) -> str:
 
 
 def _reworded(message: str) -> str:
-    for theirs, ours in (("Input should be ", "expected "), ("Input should ", "expected to "), ("String should ", "expected to ")):
+    for theirs, ours in (
+        ("Input should be ", "expected "),
+        ("Input should ", "expected to "),
+        ("String should ", "expected to "),
+    ):
         if message.startswith(theirs):
             return ours + message.removeprefix(theirs)
     return message
@@ -264,7 +299,8 @@ def _fields_at(location: Sequence[str]) -> list[str]:
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
+        table = cast(dict[str, Any], value)
+        return {key: _without_none(item) for key, item in table.items() if item is not None}
     return value
 
 
@@ -272,7 +308,7 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            flat.update(_flatten(item, f"{prefix}{key}."))
+            flat.update(_flatten(cast(Mapping[str, Any], item), f"{prefix}{key}."))
         else:
             flat[prefix + key] = item
     return flat

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -63,17 +65,23 @@ def probe_floor(
     classes: int,
     seed: int,
     batch: int,
-    caches: tuple[FrozenCache | None, FrozenCache | None, FrozenCache | None] = (None, None, None),
+    caches: Mapping[str, FrozenCache | None],
 ) -> ProbeResult:
     """A logistic regression on the frozen encoder's features, fitted centrally on all clients' training examples.
 
     Its penalty is chosen on the validation split. It is a demanding floor: no client could fit it alone.
+
+    Args:
+        model: the federation's model.
+        train, validation, test: the encoded splits.
+        classes: number of labels.
+        seed: for the inner split, where there is no validation split.
+        batch: examples at a time.
+        caches: by split name, where the frozen blocks are cached.
     """
-    splits = (train, validation, test)
-    x = [
-        None if split is None else frozen_features(model, split, batch=batch, cache=cache).cpu()
-        for split, cache in zip(splits, caches, strict=True)
-    ]
-    y = [None if split is None else split.labels.cpu() for split in splits]
-    assert x[0] is not None and y[0] is not None and x[2] is not None and y[2] is not None
-    return linear_probe(x[0], y[0], x[1], y[1], x[2], y[2], classes, seed)
+
+    def features(name: str, data: Encoded) -> tuple[Tensor, Tensor]:
+        return frozen_features(model, data, batch=batch, cache=caches.get(name)).cpu(), data.labels.cpu()
+
+    held_out = features("validation", validation) if validation is not None else (None, None)
+    return linear_probe(*features("train", train), *held_out, *features("test", test), classes, seed)

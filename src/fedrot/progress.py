@@ -10,7 +10,14 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation
@@ -57,7 +64,9 @@ class Display(Observer):
             soft_wrap=True,
         )
         if floor is not None:
-            self.out.print(f"linear probe on the frozen encoder (the floor): accuracy {floor['accuracy']:.4f}")
+            self.out.print(
+                f"linear probe on the frozen encoder (the floor): accuracy {floor['accuracy']:.4f}"
+            )
 
     def line(self, record: Mapping[str, Any]) -> str:
         """One finished round in words."""

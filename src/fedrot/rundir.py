@@ -35,10 +35,12 @@ class RunDirectory:
         """
         if self.config.exists():
             raise OutputError(
-                f"output directory '{self.path}' already holds a run; continue it with --resume, or choose another --out"
+                f"output directory '{self.path}' already holds a run; continue it with --resume or choose another --out"
             )
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise OutputError(f"output directory '{self.path}' exists and is not an empty folder; choose another --out")
+            raise OutputError(
+                f"output directory '{self.path}' exists and is not an empty folder; choose another --out"
+            )
 
     @classmethod
     def reopen(cls, path: str | Path, config: RunConfig | None) -> tuple[RunDirectory, RunConfig]:
@@ -51,7 +53,9 @@ class RunDirectory:
         """
         run = cls(path)
         if not run.config.exists():
-            raise OutputError(f"--resume: '{run.path}' holds no run (no config.toml); leave --resume out to start one")
+            raise OutputError(
+                f"--resume: '{run.path}' holds no run (no config.toml); leave --resume out to start one"
+            )
         stored = load_config(run.config)
         if config is None:
             return run, stored
@@ -83,7 +87,9 @@ class RunDirectory:
                 records.append(json.loads(line))
             except ValueError as error:
                 if number < len(lines):
-                    raise OutputError(f"'{self.metrics}', line {number}: not JSON ({error}); restore the file") from error
+                    raise OutputError(
+                        f"'{self.metrics}', line {number}: not JSON ({error}); restore the file"
+                    ) from error
         return records
 
     def rewind(self, round: int, last: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -110,7 +116,9 @@ class RunDirectory:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"'{self.metrics}': cannot be written ({error.strerror}); free space, then --resume") from error
+            raise OutputError(
+                f"'{self.metrics}': cannot be written ({error.strerror}); free space, then --resume"
+            ) from error
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write `name` in the run directory atomically."""
@@ -123,7 +131,9 @@ class RunDirectory:
             partial.write_text(text, "utf-8")
             partial.replace(path)
         except OSError as error:
-            raise OutputError(f"'{path}': cannot be written ({error.strerror}); check the path and free space") from error
+            raise OutputError(
+                f"'{path}': cannot be written ({error.strerror}); check the path and free space"
+            ) from error
 
 
 def free_directory(stem: str, parent: str | Path = "runs") -> Path:

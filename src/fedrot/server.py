@@ -34,7 +34,9 @@ class ServerState:
 
         tensors = {name: move(tensor) for name, tensor in self.method.tensors.items()}
         method = MethodState(tensors, self.method.numbers)
-        return ServerState(self.round, self.adapter.map(move), tuple(a.map(move) for a in self.history), method)
+        return ServerState(
+            self.round, self.adapter.map(move), tuple(a.map(move) for a in self.history), method
+        )
 
     @property
     def reference(self) -> Adapter:

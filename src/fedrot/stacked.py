@@ -19,7 +19,7 @@ from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.dropout import keep_mask
 from fedrot.core.linear import stacked_linear
 from fedrot.errors import ModelError
-from fedrot.model import BaseModel, PooledClassifier, block_of
+from fedrot.model import BaseModel, block_of
 from fedrot.tasks.encode import Batch
 
 
@@ -212,7 +212,9 @@ class FrozenPrefix:
     def replaced(self, hidden: Tensor) -> Iterator[None]:
         """Within, the blocks below pass their input on, and the first adapted block receives `hidden`."""
 
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def enter(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -243,7 +245,7 @@ def _first_block(module: nn.Module, sites: Sequence[str]) -> tuple[str, int] | N
     """The stack of blocks and the number of the first adapted one, if all adapted blocks lie in one stack."""
     blocks = [block for site in sites if (block := block_of(site))]
     stacks = {stack for stack, _ in blocks}
-    if len(stacks) != 1 or isinstance(module, PooledClassifier) and not blocks:
+    if len(stacks) != 1:
         return None
     stack = stacks.pop()
     if not isinstance(module.get_submodule(stack), nn.ModuleList):

@@ -9,11 +9,11 @@ _MASK = 0xFFFFFFFF
 
 
 def keep_mask(seeds: Tensor, x: Tensor, clients: int, p: float) -> Tensor:
-    """Inverted-dropout multipliers, 0 or `1 / (1 - p)`, for `x: (clients * n, length, width)` or `(clients * n, width)`.
+    """Inverted-dropout multipliers for `x: (clients * n, length, width)` or `(clients * n, width)`.
 
-    Entry `(client, i, position, channel)` is a hash of `seeds[client]` and those indices: a counter-based generator
-    (the 32-bit finaliser of MurmurHash3, twice). So a client's mask is the same whether it trains alone or stacked,
-    whatever the longest example beside it, and on every device.
+    Entry `(client, i, position, channel)`, 0 or `1 / (1 - p)`, is a hash of `seeds[client]` and those indices: a
+    counter-based generator (the 32-bit finaliser of MurmurHash3, in rounds). So a client's mask is the same whether it
+    trains alone or stacked, whatever the longest example beside it, and on every device.
 
     Args:
         seeds: `(clients,)` int64, one per client for this step and layer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +10,13 @@ from torch.autograd.function import once_differentiable
 
 
 def stacked_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, mask: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """`x W^T + bias + scale * ((x * mask) a^T) b^T`, where each client's rows meet that client's factors.
 
@@ -29,7 +35,7 @@ def stacked_linear(
     Returns:
         `(clients, n, d_out)`.
     """
-    return _StackedLinear.apply(x, weight, bias, a, b, scale, mask)  # pyright: ignore[reportReturnType]
+    return cast(Tensor, _StackedLinear.apply(x, weight, bias, a, b, scale, mask))  # pyright: ignore[reportUnknownMemberType]
 
 
 class _StackedLinear(torch.autograd.Function):

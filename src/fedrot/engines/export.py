@@ -45,6 +45,10 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
     if merge:
         save_merged(target, base, adapter)
     else:
-        card = {"max_length": config.task.max_length, "method": config.method.name, "rounds": checkpoint.state.round}
+        card = {
+            "max_length": config.task.max_length,
+            "method": config.method.name,
+            "rounds": checkpoint.state.round,
+        }
         save_peft(target, adapter, base, config.lora, card)
     return target

@@ -26,7 +26,6 @@ def probe(federation: Federation, run: RunDirectory) -> dict[str, Any]:
     stored = run.path / PROBE
     if stored.exists():
         return json.loads(stored.read_text("utf-8"))
-    splits = (federation.train, federation.validation, federation.test)
     result = probe_floor(
         federation.model,
         federation.train.data,
@@ -35,7 +34,7 @@ def probe(federation: Federation, run: RunDirectory) -> dict[str, Any]:
         classes=len(federation.task.labels),
         seed=federation.config.seed,
         batch=federation.config.federation.evaluate_batch,
-        caches=tuple(split.cache if split else None for split in splits),
+        caches={name: split.cache for name, split in federation.splits.items()},
     )
     facts = _probe_facts(result)
     run.write_json(PROBE, facts)
@@ -70,7 +69,8 @@ def finish(
     best = max(chosen, key=lambda record: (record["validation_accuracy"], -record["round"]), default=None)
     summary: dict[str, Any] = {
         "fedrot": importlib.metadata.version("fedrot"),
-        "versions": {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {n: importlib.metadata.version(n) for n in PACKAGES},
         "device": _device_name(federation.base.device),
         "seed": config.seed,
         "method": config.method.name,
@@ -90,7 +90,7 @@ def finish(
             "validation": len(federation.validation.data) if federation.validation else 0,
             "test": len(federation.test.data),
         },
-        "notes": list(federation.task.notes),
+        "notes": list(federation.notes),
         "bytes": {"up": sum(r["bytes_up"] for r in records), "down": sum(r["bytes_down"] for r in records)},
         "seconds": round(sum(r["seconds"] for r in records), 3),
         "adapter_parameters": sum(f.a.numel() + f.b.numel() for f in state.adapter.sites.values()),

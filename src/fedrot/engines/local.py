@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation, Split, prepare
 from fedrot.errors import TrainingError
 from fedrot.evaluate import evaluate
-from fedrot.methods import Update
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState, aggregate, choose_clients
 
@@ -36,7 +34,9 @@ class RunResult:
     directory: Path
 
 
-def run_local(config: RunConfig, run: RunDirectory, *, resume: bool = False, observer: Observer | None = None) -> RunResult:
+def run_local(
+    config: RunConfig, run: RunDirectory, *, resume: bool = False, observer: Observer | None = None
+) -> RunResult:
     """Run a recipe in this process and write its run directory.
 
     Args:
@@ -52,7 +52,7 @@ def run_local(config: RunConfig, run: RunDirectory, *, resume: bool = False, obs
     observer = observer or Observer()
     observer.preparing("reading data and base model")
     federation = prepare(config)
-    for note in federation.task.notes:
+    for note in federation.notes:
         observer.note(note)
     checkpoint = load_checkpoint(run.checkpoint) if resume else None
     run.resolve(config, federation.group_size)
@@ -131,7 +131,9 @@ def _groups(federation: Federation, chosen: Sequence[int]) -> Iterator[list[int]
         yield ordered[start : start + federation.group_size]
 
 
-def _train(federation: Federation, state: ServerState, number: int, group: Sequence[int]) -> tuple[Plan, Trained]:
+def _train(
+    federation: Federation, state: ServerState, number: int, group: Sequence[int]
+) -> tuple[Plan, Trained]:
     config = federation.config
     rows: list[Tensor] = [federation.partition.rows[client] for client in group]
     lengths = federation.train.data.lengths if config.train.bucket else None
@@ -153,4 +155,3 @@ def _evaluate(federation: Federation, adapter: Adapter) -> dict[str, float]:
     if federation.validation is not None:
         record |= {f"validation_{name}": value for name, value in on(federation.validation).items()}
     return record
-

@@ -40,7 +40,9 @@ def run(
     if resume:
         path = out or (config.output.dir if config else None)
         if path is None:
-            raise ConfigError("resume: name the run directory to continue, with --out DIR (out=... in Python)")
+            raise ConfigError(
+                "resume: name the run directory to continue, with --out DIR (out=... in Python)"
+            )
         directory, config = RunDirectory.reopen(path, config)
     elif config is None:
         raise ConfigError("no recipe: give the path of a TOML file, or --resume --out DIR to continue a run")

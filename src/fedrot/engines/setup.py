@@ -50,9 +50,25 @@ class Federation:
         """How many clients the training data was dealt to."""
         return len(self.partition.rows)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened to the data on its way here that the user should know."""
+        cut = {name: split.data.truncated for name, split in self.splits.items() if split.data.truncated}
+        limit = f"task.max_length = {self.config.task.max_length}"
+        told = tuple(f"{count} {name} texts were cut to {limit} tokens" for name, count in cut.items())
+        return (*self.task.notes, *self.partition.notes, *told)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits there are, by name."""
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **validation, "test": self.test}
+
     def weight(self, client: int) -> float:
         """A client's unnormalised aggregation weight."""
-        return float(len(self.partition.rows[client])) if self.config.federation.weighting == "samples" else 1.0
+        return (
+            float(len(self.partition.rows[client])) if self.config.federation.weighting == "samples" else 1.0
+        )
 
     def label_counts(self) -> Tensor:
         """`(clients, labels)` training examples."""
@@ -84,7 +100,9 @@ def prepare(config: RunConfig) -> Federation:
 
     def split(name: str) -> Split:
         data = encode(getattr(task, name), base.tokenizer, config.task.max_length).to(device)
-        return Split(data, FrozenCache(model, data, config.train.cache_limit_mb) if config.train.cache_frozen else None)
+        return Split(
+            data, FrozenCache(model, data, config.train.cache_limit_mb) if config.train.cache_frozen else None
+        )
 
     train = split("train")
     if train.cache is not None:

@@ -1,0 +1,49 @@
+"""An adapter added to the weights of its base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedrot.core.adapter import Adapter
+from fedrot.model.base import BaseModel
+from fedrot.model.words import CARD
+
+
+@torch.no_grad()
+def merged(base: BaseModel, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
+    """The base model's state with `scale * b @ a` added at every site and the head replaced, tensor by tensor."""
+    weights = {f"{site}.weight": factors for site, factors in adapter.sites.items()}
+    for name, tensor in base.module.state_dict().items():
+        if name in weights:
+            factors = weights[name]
+            wide = tensor.float().addmm(factors.b, factors.a, alpha=adapter.scale)
+            if residual := adapter.residual.get(name.removesuffix(".weight")):
+                wide = wide.addmm(residual.b, residual.a, alpha=adapter.scale)
+            yield name, wide.to(tensor.dtype)
+        else:
+            yield name, adapter.head.get(name, tensor).to(tensor.dtype)
+
+
+def save_merged(directory: Path, base: BaseModel, adapter: Adapter) -> None:
+    """Write the merged model (`save_pretrained` layout) and its tokenizer."""
+    import safetensors.torch
+
+    module: Any = base.module
+    if base.pooling != "model":
+        directory.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.contiguous().cpu() for name, tensor in merged(base, adapter)}
+        safetensors.torch.save_file(state, directory / "model.safetensors")
+        module.config.save_pretrained(directory)
+        facts = {"pooling": base.pooling, "labels": list(base.labels)}
+        (directory / CARD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    else:
+        module.config.id2label = dict(enumerate(base.labels))
+        module.config.label2id = {label: index for index, label in enumerate(base.labels)}
+        module.save_pretrained(directory, state_dict=dict(merged(base, adapter)))
+    base.tokenizer.save_pretrained(directory)
