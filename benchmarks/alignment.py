@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from environment import RESULTS, environment, write
 from torch import Tensor
 
 from fedrot.core import Adapter, Factors, align_adapter, generator
@@ -147,19 +146,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "alignment.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "alignment.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     report = {
         "benchmark": "alignment",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "device": f"{device.type}: {name}",
-        "cpus": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 1),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "threads": arguments.threads,
+        **environment(device),
         "seed": SEED,
         "strength": STRENGTH,
         "anchor": "a",
@@ -170,8 +163,7 @@ def main() -> None:
         result = measure(case, device, arguments.repeats)
         report["cases"].append(result)
         print(json.dumps(result, indent=2), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+    write(arguments.out, report)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except FedrotError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
 
 
@@ -115,15 +115,19 @@ def methods_() -> None:
     """List the aggregation methods, what each promises, and its options."""
     from fedrot.methods import methods
 
-    table = Table(box=None, pad_edge=False)
-    for header in ("method", "exact", "secure aggregation", "mixed ranks", "options", "what it does"):
-        table.add_column(header, overflow="fold")
     for name, cls in methods().items():
-        options = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(cls))
-        laws = (cls.laws.exact, cls.laws.secure_aggregation, cls.laws.mixed_ranks)
+        laws = {
+            "exact": cls.laws.exact,
+            "secure aggregation": cls.laws.secure_aggregation,
+            "mixed ranks": cls.laws.mixed_ranks,
+        }
+        promises = ", ".join(law for law, kept in laws.items() if kept) or "no promises"
+        options = ", ".join(f"{field.name} = {field.default!r}" for field in dataclasses.fields(cls))
         summary = (cls.__doc__ or "").strip().splitlines()[0]
-        table.add_row(name, *("yes" if law else "-" for law in laws), escape(options or "-"), escape(summary))
-    out.print(table)
+        out.print(f"[bold]{name}[/]  ({promises})", soft_wrap=True)
+        out.print(f"    {escape(summary)}", soft_wrap=True)
+        if options:
+            out.print(f"    {escape(options)}", soft_wrap=True)
 
 
 def _print_result(directory: Path, summary: dict[str, Any]) -> None:
@@ -142,14 +146,20 @@ def _print_result(directory: Path, summary: dict[str, Any]) -> None:
         best = summary["best_validation"]
         out.print(f"at the best round on validation ({best['round']}): test accuracy {best['accuracy']:.4f}")
     if floor:
-        gain = 100 * (final["accuracy"] - floor["accuracy"])
         out.print(
-            f"linear probe on the frozen encoder (the floor): {floor['accuracy']:.4f}; "
-            f"the adapter is {abs(gain):.1f} points {'above' if gain >= 0 else 'below'} it"
+            _compared("linear probe, same federation without adapter (the floor)", floor, final),
+            soft_wrap=True,
         )
+        told = "linear probe fitted centrally on all clients' data, penalty tuned"
+        out.print(_compared(told, floor["central"], final), soft_wrap=True)
     for name in ("report.html", "adapter"):
         if (directory / name).exists():
             out.print(f"{name.removesuffix('.html') + ':':8} {escape(str(directory / name))}", soft_wrap=True)
+
+
+def _compared(name: str, probe: dict[str, Any], final: dict[str, Any]) -> str:
+    gain = 100 * (final["accuracy"] - probe["accuracy"])
+    return f"{name}: {probe['accuracy']:.4f}; the adapter is {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}"
 
 
 def _interrupt(*_: object) -> None:
@@ -161,5 +171,5 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:  # raised while arguments were parsed
-        err.print(f"[bold red]error:[/] {escape(str(error))}")
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None

@@ -172,7 +172,7 @@ class OutputConfig(Section):
     """Run directory; `runs/<method>-<seed>-<n>` unless set."""
     report: bool = True
     probe: bool = False
-    """Also fit a linear probe on the frozen encoder: the floor an adapter must beat."""
+    """Also fit linear probes on the frozen encoder, in the same federation and centrally: what an adapter must beat."""
     keep_checkpoints: int = Field(default=2, ge=2)
 
 

@@ -1,8 +1,6 @@
-"""Evaluation of one adapter, and the linear-probe floor of the frozen encoder."""
+"""Evaluation of one adapter, and the features of the frozen encoder."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +10,6 @@ from fedrot.core.adapter import Adapter
 from fedrot.stacked import StackedModel
 from fedrot.tasks.classify import metrics
 from fedrot.tasks.encode import Encoded, batches_by_length
-from fedrot.tasks.probe import ProbeResult, linear_probe
 
 
 @torch.no_grad()
@@ -54,34 +51,3 @@ def frozen_features(
         features.append(model.features(inputs, cache.hidden(inputs) if cache is not None else None))
         rows.append(chunk)
     return torch.cat(features)[torch.cat(rows).argsort().to(data.input_ids.device)]
-
-
-def probe_floor(
-    model: StackedModel,
-    train: Encoded,
-    validation: Encoded | None,
-    test: Encoded,
-    *,
-    classes: int,
-    seed: int,
-    batch: int,
-    caches: Mapping[str, FrozenCache | None],
-) -> ProbeResult:
-    """A logistic regression on the frozen encoder's features, fitted centrally on all clients' training examples.
-
-    Its penalty is chosen on the validation split. It is a demanding floor: no client could fit it alone.
-
-    Args:
-        model: the federation's model.
-        train, validation, test: the encoded splits.
-        classes: number of labels.
-        seed: for the inner split, where there is no validation split.
-        batch: examples at a time.
-        caches: by split name, where the frozen blocks are cached.
-    """
-
-    def features(name: str, data: Encoded) -> tuple[Tensor, Tensor]:
-        return frozen_features(model, data, batch=batch, cache=caches.get(name)).cpu(), data.labels.cpu()
-
-    held_out = features("validation", validation) if validation is not None else (None, None)
-    return linear_probe(*features("train", train), *held_out, *features("test", test), classes, seed)

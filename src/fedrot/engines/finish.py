@@ -9,45 +9,25 @@ from typing import Any
 
 import torch
 
+from fedrot.engines.floor import floors
 from fedrot.engines.setup import Federation
-from fedrot.evaluate import probe_floor
 from fedrot.model import save_peft
 from fedrot.report import write_report
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState
-from fedrot.tasks.probe import ProbeResult
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "flwr-datasets", "safetensors", "numpy")
 PROBE = "probe.json"
 
 
 def probe(federation: Federation, run: RunDirectory) -> dict[str, Any]:
-    """The linear-probe floor of this run; read back when an earlier start of the run fitted it."""
+    """The linear-probe floor of this run (see `floors`); read back when an earlier start of the run fitted it."""
     stored = run.path / PROBE
     if stored.exists():
         return json.loads(stored.read_text("utf-8"))
-    result = probe_floor(
-        federation.model,
-        federation.train.data,
-        federation.validation.data if federation.validation else None,
-        federation.test.data,
-        classes=len(federation.task.labels),
-        seed=federation.config.seed,
-        batch=federation.config.federation.evaluate_batch,
-        caches={name: split.cache for name, split in federation.splits.items()},
-    )
-    facts = _probe_facts(result)
+    facts = floors(federation)
     run.write_json(PROBE, facts)
     return facts
-
-
-def _probe_facts(result: ProbeResult) -> dict[str, Any]:
-    return {
-        "accuracy": result.accuracy,
-        "macro_f1": result.macro_f1,
-        "l2": result.l2,
-        "examples": result.examples,
-    }
 
 
 def finish(

@@ -59,7 +59,7 @@ def run_local(
     observer.opened(run.path)
     state, records = _start(federation, run, checkpoint, observer)
     if config.output.probe:
-        observer.preparing("fitting a linear probe on the frozen encoder")
+        observer.preparing("fitting linear probes on the frozen encoder")
     floor = probe(federation, run) if config.output.probe else None
     observer.started(federation, state.round, floor)
     try:

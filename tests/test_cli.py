@@ -1,0 +1,113 @@
+"""The command line as scripts and newcomers meet it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedrot.config import RunConfig
+
+Make = Callable[..., RunConfig]
+
+
+def fedrot(*arguments: object, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedrot", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture
+def recipe_file(recipe: Make, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe().to_toml(), "utf-8")
+    return path
+
+
+def test_run_report_export_and_their_refusals(recipe_file: Path, tmp_path: Path) -> None:
+    done = fedrot("run", recipe_file, "--out", tmp_path / "run", "--set", "output.report=true")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(
+        line.startswith("round 1/2  loss ") and "client-steps/s" in line and "ETA" in line for line in lines
+    )
+    assert "final test accuracy" in done.stdout
+    assert f"report:  {tmp_path / 'run' / 'report.html'}" in done.stdout
+    assert f"adapter: {tmp_path / 'run' / 'adapter'}" in done.stdout
+    assert "\x1b" not in done.stdout, "no terminal, no escape codes"
+    again = fedrot("run", recipe_file, "--out", tmp_path / "run")
+    assert again.returncode == 5
+    assert "already holds a run" in again.stderr
+    assert "Traceback" not in again.stderr
+    (tmp_path / "run" / "report.html").unlink()
+    assert fedrot("report", tmp_path / "run").returncode == 0
+    assert (tmp_path / "run" / "report.html").exists()
+    merged = fedrot("export", tmp_path / "run", "--merge")
+    assert merged.returncode == 0, merged.stderr
+    assert (tmp_path / "run" / "merged" / "model.safetensors").exists()
+    nothing = fedrot("export", tmp_path)
+    assert nothing.returncode == 5
+    assert "holds no run" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--set", "method.strenght=0.3"], 2, "did you mean 'strength'"),
+        (["--set", "method.strength=1.5"], 2, "method.strength = 1.5"),
+        (["--set", "train.lr"], 2, "expected section.key=value"),
+        (["--set", "task.data=missing.csv"], 3, "missing.csv"),
+        (["--set", "lora.rank=500"], 4, "lora.rank = 500"),
+    ],
+)
+def test_exit_codes_tell_what_went_wrong(
+    recipe_file: Path, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    done = fedrot("run", recipe_file, "--out", tmp_path / "run", *arguments)
+    assert done.returncode == code, done.stderr
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_finishes_cleanly_and_resumes(recipe: Make, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe(federation__rounds=500).to_toml(), "utf-8")
+    target = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedrot", "run", str(path), "--out", str(target)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (target / "checkpoint" / "round-000003").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"--resume --out {target}" in " ".join(stderr.split())
+    assert "Traceback" not in stderr
+    assert (target / "adapter" / "adapter_model.safetensors").exists()
+    stored = (target / "config.toml").read_text().replace("rounds = 500", "rounds = 1")
+    (target / "config.toml").write_text(stored, "utf-8")
+    done = fedrot("run", "--resume", "--out", target)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after round" in done.stderr
+
+
+def test_help_shows_examples_and_methods_are_listed() -> None:
+    shown = fedrot("run", "--help")
+    assert shown.returncode == 0
+    assert "fedrot run recipes/demo.toml --set method.name=fedit" in " ".join(shown.stdout.split())
+    listed = fedrot("methods")
+    assert listed.returncode == 0
+    for name in ("fedit", "fedrot", "ffa", "rolora", "random-rotation", "rescale"):
+        assert name in listed.stdout
+    assert fedrot("run").returncode == 2
+    assert fedrot("no-such-command").returncode == 2
