@@ -229,6 +229,9 @@ def test_verdict_praises_and_blames_with_the_same_words() -> None:
             f"Final accuracy {fraction(accuracy)}, {words} the linear probe on the frozen encoder (.691)."
         )
         assert verdict(records, make_summary(records)).startswith(sentence)
+        summary = make_summary(records)
+        summary["probe"]["central"] = {"accuracy": accuracy + 0.02}
+        assert sentence[:-1] + " and 2.0 points below one fitted centrally" in verdict(records, summary)
 
 
 def test_verdict_shares_the_credit_with_a_refit_and_knows_other_methods() -> None:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from fedrot.report.canvas import Chart, Key
 from fedrot.report.load import Record, Run, finite, number, rotated
 from fedrot.report.plot import Line, Plot, Point
-from fedrot.report.words import byte_unit, decimal, fraction
+from fedrot.report.words import byte_unit, central_probe, decimal, fraction
 
 
 def _series(records: Sequence[Record], key: str) -> list[Point]:
@@ -46,10 +46,14 @@ def accuracy_chart(run: Run) -> Chart | str:
         return "No round was evaluated, so there is no accuracy to plot (see federation.evaluate_every)."
     probe = run.fact("probe")
     floor = float(probe["accuracy"]) if probe else None
+    if (central := central_probe(probe)) is not None:
+        ends = [(int(run.records[0]["round"]), central), (int(run.records[-1]["round"]), central)]
+        lines.append(Line(f"central linear probe {fraction(central)}", ends, 2, "dashed"))
     tips = _round_tips(run.records, shown, True)
     plot = Plot(lines, "Round", "Score, 0 to 1", tips, floor=floor, share=True)
     caption = (
-        "The dotted line is a linear classifier on the frozen encoder: the floor an adapter must beat."
+        "The dotted line is a linear classifier on the frozen encoder, trained in the same federation: the floor an "
+        "adapter must beat. A central one would need all clients' data in one place."
         if probe
         else "No linear probe was fitted; set output.probe = true to see the floor an adapter must beat."
         if run.summary is not None

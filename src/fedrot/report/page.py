@@ -17,6 +17,7 @@ from fedrot.report.words import (
     HEADERS,
     MISSING,
     alignment_change,
+    central_probe,
     data_size,
     final_accuracy,
     fraction,
@@ -107,6 +108,13 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
     )
 
 
+def _probe_remark(probe: Mapping[str, Any]) -> str:
+    central = central_probe(probe)
+    return "same federation, no adapter" + (
+        f"; {fraction(central)} fitted centrally" if central is not None else ""
+    )
+
+
 def _task(run: Run) -> str:
     return str(run.fact("task", run.setting("task", "data", run.setting("task", "name", "unknown task"))))
 
@@ -129,7 +137,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     probe = run.fact("probe")
     absent = "not fitted (output.probe)" if run.summary is not None else "known when the run finishes"
     floor = fraction(float(probe["accuracy"])) if probe else MISSING
-    tiles.append(("Linear-probe floor", floor, "frozen encoder, no adapter" if probe else absent))
+    tiles.append(("Linear-probe floor", floor, _probe_remark(probe) if probe else absent))
     tiles.append(_error_tile(run))
     up = sum(finite(r, "bytes_up") or 0.0 for r in run.records)
     down = sum(finite(r, "bytes_down") or 0.0 for r in run.records)
@@ -230,11 +238,8 @@ def _snippet(run: Run) -> str:
             'model = PeftModel.from_pretrained(base, "adapter")'
         )
     return (
-        "import json\n\n"
-        "from peft import PeftModel\n"
-        "from fedrot.config import load_config\n"
-        "from fedrot.model import load_base  # knows packaged models and fedrot's own pooling\n\n"
-        'labels = json.load(open("summary.json"))["labels"]\n'
-        'base = load_base(load_config("config.toml").model, labels)\n'
-        'model = PeftModel.from_pretrained(base.module, "adapter")'
+        "import fedrot\n"
+        "from peft import PeftModel\n\n"
+        'base = fedrot.load_base_for("adapter")  # knows packaged models and fedrot\'s own pooling\n'
+        'model = PeftModel.from_pretrained(base, "adapter")'
     )

@@ -107,14 +107,23 @@ def _accuracy_words(records: Sequence[Record], summary: Mapping[str, Any] | None
             "; no linear probe was fitted to compare it with." if summary else "."
         )
     floor = float(probe["accuracy"])
+    said = f"{_distance(accuracy, floor)} the linear probe on the frozen encoder ({fraction(floor)})"
+    if (central := central_probe(probe)) is not None:
+        said += f" and {_distance(accuracy, central)} one fitted centrally ({fraction(central)})"
+    return f"{opening} {fraction(accuracy)}, {said}."
+
+
+def central_probe(probe: Mapping[str, Any] | None) -> float | None:
+    """Accuracy of the linear probe fitted to all clients' examples in one place, where a run has one."""
+    value = ((probe or {}).get("central") or {}).get("accuracy")
+    return None if value is None else float(value)
+
+
+def _distance(accuracy: float, floor: float) -> str:
     points = 100 * (accuracy - floor)
-    distance = (
-        "level with"
-        if abs(points) < 0.05
-        else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
-    )
-    probe_words = f"the linear probe on the frozen encoder ({fraction(floor)})"
-    return f"{opening} {fraction(accuracy)}, {distance} {probe_words}."
+    if abs(points) < 0.05:
+        return "level with"
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
 def _error_words(records: Sequence[Record], config: Mapping[str, Any] | None) -> str:
