@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -303,6 +304,21 @@ def poison(monkeypatch: pytest.MonkeyPatch, clients: set[int], from_round: int =
         )
 
     monkeypatch.setattr(local, "train_group", training)
+
+
+def test_a_full_disk_at_the_end_loses_no_round(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(OutputError, match=r"No space left.*round 2 is kept.*--resume"):
+            run(recipe(), out=tmp_path / "run")
+    again = run(recipe(), out=tmp_path / "run", resume=True)
+    assert len(again.records) == 2
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_a_client_with_nan_is_rejected_and_the_round_goes_on(

@@ -65,7 +65,9 @@ class Display(Observer):
         )
         if floor is not None:
             self.out.print(
-                f"linear probe on the frozen encoder (the floor): accuracy {floor['accuracy']:.4f}"
+                f"linear probe on the frozen encoder: {floor['accuracy']:.4f} in this federation (the floor), "
+                f"{floor['central']['accuracy']:.4f} fitted centrally",
+                soft_wrap=True,
             )
 
     def line(self, record: Mapping[str, Any]) -> str:
@@ -101,6 +103,7 @@ class LiveDisplay(Display):
         )
         self.err = out  # one console draws, or the bar would be torn
         self.overall = self.clients = None
+        self.accuracy = ""
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -123,7 +126,11 @@ class LiveDisplay(Display):
     def finished(self, record: Mapping[str, Any]) -> None:
         assert self.overall is not None
         self.out.print(self.line(record), soft_wrap=True)
-        self.progress.update(self.overall, completed=record["round"], figures=f"loss {record['loss']:.4f}")
+        figures = [f"loss {record['loss']:.4f}", f"error {record['aggregation_error_relative']:.3f}"]
+        if "accuracy" in record:
+            self.accuracy = f"accuracy {record['accuracy']:.4f}"
+        figures += [self.accuracy] if self.accuracy else []
+        self.progress.update(self.overall, completed=record["round"], figures="  ".join(figures))
 
 
 class PlainDisplay(Display):

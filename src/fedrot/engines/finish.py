@@ -8,9 +8,11 @@ import platform
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fedrot.engines.floor import floors
 from fedrot.engines.setup import Federation
+from fedrot.errors import OutputError
 from fedrot.model import save_peft
 from fedrot.report import write_report
 from fedrot.rundir import RunDirectory
@@ -39,9 +41,30 @@ def finish(
     *,
     interrupted: bool = False,
 ) -> dict[str, Any]:
-    """Write `adapter/`, `summary.json` and, unless the recipe says no, `report.html`; returns the summary."""
-    config = federation.config
+    """Write `adapter/`, `summary.json` and, unless the recipe says no, `report.html`; returns the summary.
+
+    Raises:
+        OutputError: something cannot be written; finished rounds are safe in their checkpoint.
+    """
     federation.model.close()
+    try:
+        return _write_results(federation, run, state, records, floor, interrupted)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"'{run.path}': adapter, summary or report cannot be written ({error}); round {state.round} is kept in its "
+            "checkpoint: free space and continue with --resume"
+        ) from error
+
+
+def _write_results(
+    federation: Federation,
+    run: RunDirectory,
+    state: ServerState,
+    records: list[dict[str, Any]],
+    floor: dict[str, Any] | None,
+    interrupted: bool,
+) -> dict[str, Any]:
+    config = federation.config
     card = {"max_length": config.task.max_length, "method": config.method.name, "rounds": state.round}
     save_peft(run.adapter, state.adapter, federation.base, config.lora, card)
     evaluated = [record for record in records if "accuracy" in record]
