@@ -11,8 +11,8 @@ from fedrot.methods.base import Trainable
 from fedrot.stacked import StackedModel
 from fedrot.tasks.encode import Encoded
 
-CPU_EXAMPLES = 80
-"""Examples in one stacked batch at which a CPU's throughput has levelled off (benchmarks/stacked.py)."""
+CPU_EXAMPLES = 40
+"""Examples in one stacked batch beyond which a CPU gains nothing, as activations leave its caches (benchmarks/stacked.py)."""
 
 
 def choose_group_size(
