@@ -12,7 +12,8 @@ from fedrot.stacked import StackedModel
 from fedrot.tasks.encode import Encoded
 
 CPU_EXAMPLES = 40
-"""Examples in one stacked batch beyond which a CPU gains nothing, as activations leave its caches (benchmarks/stacked.py)."""
+"""Examples in a stacked batch beyond which a CPU gains nothing, as activations leave its caches
+(benchmarks/stacked.py)."""
 
 
 def choose_group_size(
