@@ -90,7 +90,7 @@ class TaskConfig(Section):
 class PartitionConfig(OpenSection):
     """How training examples are dealt to clients; further keys are the partitioner's own options."""
 
-    kind: str = "dirichlet"
+    kind: str = "iid"
     min_size: int = Field(default=1, ge=1)
     """Smallest number of training examples a client may have."""
 

@@ -18,7 +18,7 @@ def _series(records: Sequence[Record], key: str) -> list[Point]:
 
 def _keys(lines: Sequence[Line], floor: float | None = None) -> list[Key]:
     keys = [Key(line.label, line.colour, line.shape) for line in lines]
-    return keys if floor is None else [*keys, Key(f"linear probe {fraction(floor)}", None, "dotted")]
+    return keys if floor is None else [*keys, Key(f"floor: linear probe {fraction(floor)}", None, "dotted")]
 
 
 def _round_tips(
