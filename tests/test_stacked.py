@@ -12,6 +12,7 @@ from torch import Tensor
 from fedrot.cache import FrozenCache
 from fedrot.client import Trained, clip_per_client, plan_group, train_group
 from fedrot.config import RunConfig
+from fedrot.core import Adapter
 from fedrot.core.dropout import keep_mask
 from fedrot.engines.setup import Federation, prepare
 from fedrot.errors import ConfigError, ModelError
@@ -273,6 +274,13 @@ def test_dropout_masks_ignore_padding_and_neighbours() -> None:
 def test_heads_other_than_linear_are_refused(recipe: Make) -> None:
     with pytest.raises(ModelError, match=r"LayerNorm.*nn\.Linear"):
         prepare(recipe(lora__modules_to_save=["backbone.encoder.layer.2.output.LayerNorm", "classifier"]))
+
+
+def test_a_residual_is_refused_rather_than_left_out(recipe: Make) -> None:
+    federation = prepare(recipe())
+    start = federation.initial
+    with pytest.raises(ModelError, match="carries a residual"):
+        federation.model.load(Adapter(start.sites, start.head, start.scale, residual=start.sites))
 
 
 def test_bfloat16_trains_with_float32_adapters(recipe: Make) -> None:

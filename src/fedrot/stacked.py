@@ -9,7 +9,7 @@ own. `G = 1` is the ordinary loop.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -106,6 +106,11 @@ class StackedModel:
         Returns the adapter held: its tensors are leaves, and those of trained parts require gradients.
         """
 
+        if adapter.residual:
+            raise ModelError(
+                "the adapter carries a residual, which training would leave out: fold it into the base first"
+            )
+
         def leaf(tensor: Tensor, trained: bool) -> Tensor:
             return tensor.detach().clone().requires_grad_() if trained else tensor.detach()
 
@@ -201,9 +206,8 @@ class FrozenPrefix:
 
         handle = self.first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.module(**model_inputs(batch))
-        except _Stop:
-            pass  # the rest of the forward pass is not needed
+            with suppress(_Stop):  # the rest of the forward pass is not needed
+                self.module(**model_inputs(batch))
         finally:
             handle.remove()
         return seen[0]
