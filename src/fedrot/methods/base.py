@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from fedrot.core.adapter import Adapter, Factors, normalise, weighted_mean
 from fedrot.core.alignment import SiteRotation
 from fedrot.errors import AdapterError, ConfigError, nearest
 from fedrot.methods.options import check_options
+
+
+Frame = Literal["kept", "turned", "fresh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,10 @@ class Laws:
         lone_client: a round with one client gives it its own update back (as a product).
         identical_clients: clients that agree get the update they agree on (as a product).
         personal: what a client does not upload it keeps for itself from round to round.
+        residual: broadcasts carry a correction that every receiver folds into its base weights.
+        frame: the broadcast's factors continue the frame of those received (`"kept"`), come in a new one
+            (`"turned"`, as after an SVD), or start afresh (`"fresh"`).
+        stale: an update computed from an earlier broadcast may join a later round.
     """
 
     exact: bool
@@ -77,6 +84,9 @@ class Laws:
     lone_client: bool = True
     identical_clients: bool = True
     personal: bool = False
+    residual: bool = False
+    frame: Frame = "kept"
+    stale: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +108,11 @@ class Method(ABC):
     def secure_aggregation(self) -> bool:
         """Whether the server needs only sums of uploads, with these options."""
         return self.laws.secure_aggregation
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether the head travels and is averaged; clients that do not share it keep their own."""
+        return True
 
     @property
     def reference_lag(self) -> int:
@@ -226,6 +241,9 @@ def method(
     lone_client: bool = True,
     identical_clients: bool = True,
     personal: bool = False,
+    residual: bool = False,
+    frame: Frame = "kept",
+    stale: bool = True,
 ) -> Callable[[type[M]], type[M]]:
     """Register a method class under `name`, with the laws it declares (see `Laws`)."""
     laws = Laws(
@@ -236,6 +254,9 @@ def method(
         lone_client=lone_client,
         identical_clients=identical_clients,
         personal=personal,
+        residual=residual,
+        frame=frame,
+        stale=stale,
     )
 
     def register(cls: type[M]) -> type[M]:

@@ -9,7 +9,7 @@ from fedrot.methods.base import Method, Trainable, method
 
 
 @final
-@method("rolora", exact=True, secure_aggregation=True, mixed_ranks=True, factor_mean=True)
+@method("rolora", exact=True, secure_aggregation=True, mixed_ranks=True, factor_mean=True, stale=False)
 @dataclass(frozen=True, kw_only=True)
 class RoLoRA(Method):
     """Clients train and upload `b` in odd rounds and `a` in even ones (Chen et al., 2024).
