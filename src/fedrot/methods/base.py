@@ -17,7 +17,6 @@ from fedrot.core.alignment import SiteRotation
 from fedrot.errors import AdapterError, ConfigError, nearest
 from fedrot.methods.options import check_options
 
-
 Frame = Literal["kept", "turned", "fresh"]
 
 
