@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from fedrot.config import LoraSettings
-from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.adapter import Adapter
 from fedrot.errors import ModelError
 from fedrot.model.base import BaseModel
+from fedrot.model.peft_format import PeftFiles, read_peft, write_peft
 from fedrot.model.sites import find_sites
-from fedrot.model.words import CARD, first_line
+from fedrot.model.words import CARD
 
 
 def save_peft(
@@ -22,38 +24,22 @@ def save_peft(
 ) -> None:
     """Write `adapter` in PEFT's format: it loads with `PeftModel.from_pretrained` onto the same base model.
 
-    The head is stored even when it was not trained (it may have been drawn at random), so that logits agree.
+    The head is stored even when it was not trained (it may have been drawn at random), so that logits agree. A
+    residual becomes further directions of its sites, whose rank then exceeds `lora.rank`.
     `fedrot.json` beside it records labels, pooling and maximum length.
     """
-    import safetensors.torch
-    from peft import LoraConfig
-
-    if adapter.residual:
-        raise ModelError(
-            "the adapter carries a residual: fold it into factors of a larger rank before exporting"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
     head = {name: p.detach() for name, p in base.head_parameters().items()} | dict(adapter.head)
-    tensors = {f"base_model.model.{name}": tensor.float() for name, tensor in head.items()}
-    for site, factors in adapter.sites.items():
-        tensors[f"base_model.model.{site}.lora_A.weight"] = factors.a
-        tensors[f"base_model.model.{site}.lora_B.weight"] = factors.b
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        target_modules=list(adapter.sites),
-        modules_to_save=list(base.head) or None,
+    write_peft(
+        directory,
+        adapter,
+        head,
+        rank=lora.rank,
+        rslora=lora.rslora,
+        dropout=lora.dropout,
+        modules_to_save=base.head,
         task_type="SEQ_CLS" if base.pooling == "model" else None,
-        base_model_name_or_path=base.path,
-        inference_mode=True,
+        base_model=base.path,
     )
-    safetensors.torch.save_file(
-        {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()},
-        directory / "adapter_model.safetensors",
-    )
-    settings.save_pretrained(str(directory))
     facts = {"base_model": base.path, "pooling": base.pooling, "labels": list(base.labels), **card}
     (directory / CARD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     (directory / "README.md").write_text(_model_card(facts), "utf-8")
@@ -83,57 +69,41 @@ def load_peft(directory: str | Path, base: BaseModel, lora: LoraSettings) -> Ada
         ModelError: not a PEFT LoRA adapter, one that uses a variant we cannot represent, or one whose rank, scaling
             or layers differ from the recipe's `[lora]`.
     """
-    import safetensors.torch
-
-    directory = Path(directory)
-    try:
-        settings = json.loads((directory / "adapter_config.json").read_text("utf-8"))
-        tensors = safetensors.torch.load_file(
-            directory / "adapter_model.safetensors", device=str(base.device)
-        )
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ModelError(
-            f"model.adapter = '{directory}': expected a PEFT directory with adapter_config.json and "
-            f"adapter_model.safetensors ({first_line(error)})"
-        ) from error
-    if settings.get("peft_type") != "LORA":
-        raise ModelError(
-            f"model.adapter = '{directory}': it is a {settings.get('peft_type')} adapter, expected LORA"
-        )
-    for option in ("rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "lora_bias"):
-        if settings.get(option):
+    files = read_peft(directory, "model.adapter", base.device)
+    where, settings = f"model.adapter = '{directory}'", files.settings
+    for option in ("rank_pattern", "alpha_pattern"):
+        if patterns := settings.get(option):
             raise ModelError(
-                f"model.adapter = '{directory}': uses {option}, which is not supported; merge it first"
+                f"{where}: its sites differ ({option} names {len(patterns)} of them), a run starts from one lora.rank "
+                f"and lora.alpha; bring them to one rank with `fedrot merge {directory} --rank {lora.rank} --out NEW`"
             )
     rank, alpha, rslora = settings["r"], settings["lora_alpha"], bool(settings.get("use_rslora"))
-    if (rank, float(alpha), rslora) != (lora.rank, float(lora.alpha), lora.rslora):
+    if (rank, rslora) != (lora.rank, lora.rslora) or not math.isclose(alpha, lora.alpha, rel_tol=1e-9):
         raise ModelError(
-            f"model.adapter = '{directory}': rank {rank}, alpha {alpha}, rslora {rslora}, but the recipe has "
+            f"{where}: rank {rank}, alpha {alpha}, rslora {rslora}, but the recipe has "
             f"{lora.rank}, {lora.alpha}, {lora.rslora}; set lora.rank, lora.alpha and lora.rslora to the adapter's"
         )
-    named = {key.removeprefix("base_model.model."): tensor.float() for key, tensor in tensors.items()}
-    found = {n.removesuffix(".lora_A.weight") for n in named if n.endswith(".lora_A.weight")}
     expected = find_sites(base, lora)
-    if found != set(expected):
-        unlike = sorted(found ^ set(expected))
+    if files.sites.keys() != set(expected):
+        unlike = sorted(files.sites.keys() ^ set(expected))
         raise ModelError(
-            f"model.adapter = '{directory}': it adapts {len(found)} layers, the recipe {len(expected)}; first "
+            f"{where}: it adapts {len(files.sites)} layers, the recipe {len(expected)}; first "
             f"difference {unlike[0]!r}; set lora.target_modules and lora.layers to match"
         )
-    sites = {s: Factors(named[f"{s}.lora_A.weight"], named[f"{s}.lora_B.weight"]) for s in expected}
-    head = _load_head(directory, named, base)
+    sites = {site: files.sites[site] for site in expected}
+    head = _load_head(files, base)
     return Adapter(sites, head if lora.train_head else {}, lora.scale)
 
 
-def _load_head(directory: Path, named: Mapping[str, Tensor], base: BaseModel) -> dict[str, Tensor]:
+def _load_head(files: PeftFiles, base: BaseModel) -> dict[str, Tensor]:
     head: dict[str, Tensor] = {}
     for name, parameter in base.head_parameters().items():
-        stored = named.get(name)
+        stored = files.head.get(name)
         if stored is None:
             head[name] = parameter.detach().float().clone()
         elif stored.shape != parameter.shape:
             raise ModelError(
-                f"model.adapter = '{directory}': head {name!r} has shape {tuple(stored.shape)}, the task needs "
+                f"model.adapter = '{files.directory}': head {name!r} has shape {tuple(stored.shape)}, the task needs "
                 f"{tuple(parameter.shape)} (another number of labels?)"
             )
         else:

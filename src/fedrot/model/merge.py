@@ -12,20 +12,18 @@ from torch import Tensor
 
 from fedrot.core.adapter import Adapter
 from fedrot.model.base import BaseModel
+from fedrot.model.peft_format import folded
 from fedrot.model.words import CARD
 
 
 @torch.no_grad()
 def merged(base: BaseModel, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
-    """The base model's state with `scale * b @ a` added at every site and the head replaced, tensor by tensor."""
-    weights = {f"{site}.weight": factors for site, factors in adapter.sites.items()}
+    """The base model's state with `scale * b @ a` and residual added and the head replaced, tensor by tensor."""
+    weights = {f"{site}.weight": factors for site, factors in folded(adapter).items()}
     for name, tensor in base.module.state_dict().items():
         if name in weights:
             factors = weights[name]
-            wide = tensor.float().addmm(factors.b, factors.a, alpha=adapter.scale)
-            if residual := adapter.residual.get(name.removesuffix(".weight")):
-                wide = wide.addmm(residual.b, residual.a, alpha=adapter.scale)
-            yield name, wide.to(tensor.dtype)
+            yield name, tensor.float().addmm(factors.b, factors.a, alpha=adapter.scale).to(tensor.dtype)
         else:
             yield name, adapter.head.get(name, tensor).to(tensor.dtype)
 
