@@ -201,18 +201,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: unreadable file, bad TOML, unknown key (the nearest name is offered) or a value out of range.
     """
+    data = read_recipe(path)
+    if "compare" in data:
+        raise ConfigError(
+            f"recipe '{path}': has a table [compare], which describes many runs; run it with `fedrot compare {path}`, "
+            "or take the table out to run the recipe once"
+        )
+    for override in overrides:
+        apply_override(data, override)
+    return parse_config(data)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """A recipe file as it stands, not yet validated.
+
+    Raises:
+        ConfigError: unreadable file or bad TOML.
+    """
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(
             f"recipe '{path}': cannot be read ({error.strerror}); give the path of a TOML file"
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe '{path}': not valid TOML: {error}") from error
-    for override in overrides:
-        apply_override(data, override)
-    return parse_config(data)
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:

@@ -18,6 +18,7 @@ from fedrot.engines.finish import finish, probe
 from fedrot.engines.measure import Round, measure
 from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation, Split, prepare
+from fedrot.engines.shared import Shared
 from fedrot.errors import TrainingError
 from fedrot.evaluate import evaluate
 from fedrot.rundir import RunDirectory
@@ -35,7 +36,12 @@ class RunResult:
 
 
 def run_local(
-    config: RunConfig, run: RunDirectory, *, resume: bool = False, observer: Observer | None = None
+    config: RunConfig,
+    run: RunDirectory,
+    *,
+    resume: bool = False,
+    observer: Observer | None = None,
+    shared: Shared | None = None,
 ) -> RunResult:
     """Run a recipe in this process and write its run directory.
 
@@ -44,6 +50,7 @@ def run_local(
         run: the directory, created or reopened by the caller.
         resume: continue from the newest whole checkpoint, if there is one.
         observer: told of progress.
+        shared: what earlier runs in this process left to use again; the numbers are the same without.
 
     Raises:
         FedrotError: as its parts do. `KeyboardInterrupt` is passed on once the adapter and the report of the last
@@ -51,7 +58,7 @@ def run_local(
     """
     observer = observer or Observer()
     observer.preparing("reading data and base model")
-    federation = prepare(config)
+    federation = prepare(config, shared)
     for note in federation.notes:
         observer.note(note)
     checkpoint = load_checkpoint(run.checkpoint) if resume else None

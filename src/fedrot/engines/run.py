@@ -49,10 +49,11 @@ def run(
     else:
         directory = RunDirectory(out or config.output.dir or free_directory(f"{stem}-{config.method.name}"))
         directory.check_free()
-    _check_engine(config)
+    check_engine(config)
     return run_local(config, directory, resume=resume, observer=observer)
 
 
-def _check_engine(config: RunConfig) -> None:
+def check_engine(config: RunConfig) -> None:
+    """Refuse an engine that this version does not have."""
     if config.engine.name != "local":
         raise ConfigError(f"engine.name = {config.engine.name!r}: this version runs 'local' only")

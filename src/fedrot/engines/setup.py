@@ -11,6 +11,7 @@ from fedrot.cache import FrozenCache
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.engines.groups import choose_group_size
+from fedrot.engines.shared import Shared, base_key, frozen_key, task_key
 from fedrot.errors import ConfigError, ModelError
 from fedrot.methods import Method, build
 from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
@@ -75,34 +76,35 @@ class Federation:
         return self.partition.counts(self.train.data.labels.cpu(), len(self.task.labels))
 
 
-def prepare(config: RunConfig) -> Federation:
+def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     """Build everything a recipe names; the cheap checks come first, so that mistakes show before data is read.
+
+    Args:
+        config: the recipe.
+        shared: what an earlier run in this process left to use again; that run must have closed its model.
 
     Raises:
         ConfigError, DataError, ModelError: as the parts do.
     """
     method = build(config.method.name, config.method.options, config.seed)
     device = choose_device(config.train.device)
-    task = load_task(config.task, config.seed)
+    shared = shared or Shared()
+    task = shared.get("task", task_key(config), lambda: load_task(config.task, config.seed))
     shares = partition(task.train, config.partition, config.federation.clients, config.seed)
-    base = load_base(
-        config.model,
-        task.labels,
-        seed=config.seed,
-        precision=config.train.precision,
-        device=device,
-        modules_to_save=config.lora.modules_to_save,
-    )
+    base = shared.get("base", base_key(config), lambda: _base(config, task, device))
     initial = initial_adapter(base, config.lora, config.seed)
     if config.model.adapter is not None:
         initial = load_peft(config.model.adapter, base, config.lora)
     model = StackedModel(base, initial, dropout=config.lora.dropout)
 
-    def split(name: str) -> Split:
+    def build_split(name: str) -> Split:
         data = encode(getattr(task, name), base.tokenizer, config.task.max_length).to(device)
         return Split(
             data, FrozenCache(model, data, config.train.cache_limit_mb) if config.train.cache_frozen else None
         )
+
+    def split(name: str) -> Split:
+        return shared.get(name, frozen_key(config), lambda: build_split(name))
 
     train = split("train")
     if train.cache is not None:
@@ -119,6 +121,17 @@ def prepare(config: RunConfig) -> Federation:
         split("validation") if task.validation is not None else None,
         split("test"),
         choose_group_size(config, len(shares.rows), model, initial, train.data),
+    )
+
+
+def _base(config: RunConfig, task: TaskData, device: torch.device) -> BaseModel:
+    return load_base(
+        config.model,
+        task.labels,
+        seed=config.seed,
+        precision=config.train.precision,
+        device=device,
+        modules_to_save=config.lora.modules_to_save,
     )
 
 
