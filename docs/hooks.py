@@ -192,7 +192,8 @@ def methods() -> str:
     for name, cls in fedrot.methods().items():
         travels = [" and ".join(k for k in "ab" if getattr(cls().uploads(n), k)) for n in (1, 2)]
         sent = travels[0] if travels[0] == travels[1] else f"{travels[0]} (odd rounds), {travels[1]} (even)"
-        body.append([f"[`{name}`](#{name})", sent, *(marks[getattr(cls.laws, law)] for law in laws)])
+        promises = [getattr(cls.laws, law) for law in laws]
+        body.append([f"[`{name}`](#{name})", sent, *(p if isinstance(p, str) else marks[p] for p in promises)])
     return rows("method", "uploads", *(law.replace("_", " ") for law in laws), body=body)
 
 

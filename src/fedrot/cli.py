@@ -120,6 +120,8 @@ def methods_() -> None:
             "exact": cls.laws.exact,
             "secure aggregation": cls.laws.secure_aggregation,
             "mixed ranks": cls.laws.mixed_ranks,
+            "residual": cls.laws.residual,
+            "personal": cls.laws.personal,
         }
         promises = ", ".join(law for law, kept in laws.items() if kept) or "no promises"
         options = ", ".join(f"{field.name} = {field.default!r}" for field in dataclasses.fields(cls))

@@ -75,8 +75,8 @@ def ideal(trained: Sequence[Adapter]) -> dict[str, Tensor]:
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest relative distance of a site."""
-    return max(float((one[s] - other[s]).norm() / other[s].norm()) for s in other)
+    """The largest relative distance of a site; of a site that is zero in `other`, the absolute one."""
+    return max(float((one[s] - other[s]).norm() / (float(other[s].norm()) or 1)) for s in other)
 
 
 def same(one: Adapter, other: Adapter, tolerance: float = 0.0) -> bool:

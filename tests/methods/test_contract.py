@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from fedrot.core import Adapter, Factors, stack, weighted_mean
 from fedrot.errors import AdapterError, ConfigError
 from fedrot.methods import Method, MethodState, Update, build, methods
+from fedrot.methods.base import travelled
 from fedrot.methods.options import option_hints
 from tests.methods.rounds import aggregate, distance, ideal, products, received, same, send, train
 
@@ -102,7 +104,9 @@ def test_factor_means_are_means_of_the_uploads(method: Method, round: int) -> No
     start = received(round)
     updates = send(method, [train(method, start, c, round) for c in range(4)], start, round)
     mean = weighted_mean([u.adapter for u in updates], [u.weight for u in updates])
-    assert same(aggregate(method, updates, start, round), mean, 1e-6)
+    expected = travelled(mean, start, method.uploads(round))
+    head = mean.head if method.shares_head else start.head
+    assert same(aggregate(method, updates, start, round), replace(expected, head=head), 1e-6)
 
 
 def test_secure_aggregation_needs_only_weighted_sums(method: Method, round: int) -> None:
@@ -132,6 +136,43 @@ def test_what_does_not_travel_comes_back_to_the_bit(method: Method, round: int) 
     for site, f in start.sites.items():
         assert travels.a or changes.a or torch.equal(broadcast.sites[site].a, f.a)
         assert travels.b or changes.b or torch.equal(broadcast.sites[site].b, f.b)
+
+
+def test_what_clients_keep_to_themselves_is_ignored(method: Method, round: int) -> None:
+    start, travels = received(round), method.uploads(round)
+    trained = [train(method, start, c, round) for c in range(3)]
+    updates = send(method, trained, start, round)
+
+    def spoiled(adapter: Adapter) -> Adapter:
+        sites = {
+            site: Factors(f.a if travels.a else 7 * f.a, f.b if travels.b else 7 * f.b)
+            for site, f in adapter.sites.items()
+        }
+        head = adapter.head if method.shares_head else {name: 7 * t for name, t in adapter.head.items()}
+        return replace(adapter, sites=sites, head=head)
+
+    others = [replace(update, adapter=spoiled(update.adapter)) for update in updates]
+    assert same(aggregate(method, others, start, round), aggregate(method, updates, start, round))
+    assert method.laws.personal == (not method.shares_head)
+
+
+def test_residuals_come_from_the_methods_that_declare_them(method: Method, round: int) -> None:
+    start = received(round)
+    updates = send(method, [train(method, start, c, round) for c in range(3)], start, round)
+    broadcast = aggregate(method, updates, start, round)
+    assert list(broadcast.residual) == (list(start.sites) if method.laws.residual else [])
+    for site, f in broadcast.residual.items():
+        assert (f.d_in, f.d_out) == (start.sites[site].d_in, start.sites[site].d_out)
+        assert f.rank <= min(f.d_in, f.d_out)
+
+
+def test_a_kept_frame_returns_untrained_factors_as_they_were(method: Method, round: int) -> None:
+    start = received(round)
+    broadcast = aggregate(method, send(method, [start] * 3, start, round), start, round)
+    if method.laws.frame == "kept" and method.laws.identical_clients:
+        assert same(replace(broadcast, residual={}), start, 1e-6)
+    if method.laws.frame == "fresh":
+        assert all(bool((f.b == 0).all()) for f in broadcast.sites.values())
 
 
 def test_doubling_alpha_and_halving_b_changes_no_merged_model(method: Method, round: int) -> None:
@@ -190,6 +231,7 @@ def test_state_survives_a_resume(method: Method) -> None:
         again, resumed = method.aggregate(updates, start, resumed, round)
         start, state = method.aggregate(updates, start, state, round)
         assert same(start, again)
+        start = replace(start, residual={})  # which receivers have folded into their base weights
         numbers = {key: float(value) for key, value in resumed.numbers.items()}
         resumed = MethodState({key: t.clone() for key, t in resumed.tensors.items()}, numbers)
 

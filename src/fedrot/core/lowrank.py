@@ -6,12 +6,14 @@ approximations follow from that pair. Everything is computed in float64 and retu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedrot.core import linalg
+from fedrot.core.adapter import Factors
 from fedrot.core.polar import full_precision, widen
 
 
@@ -36,6 +38,23 @@ def concatenate(a: Tensor, b: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """
     weighted = b * weights.to(b).view(-1, *[1] * (b.ndim - 1))
     return a.movedim(0, -3).flatten(-3, -2), weighted.movedim(0, -2).flatten(-2, -1)
+
+
+@torch.no_grad()
+def weighted_sum(factors: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """`sum_i w_i b_i @ a_i` as one pair of factors, its rank the sum of theirs; ranks may differ."""
+    columns = [w * f.b for f, w in zip(factors, weights, strict=True)]
+    return Factors(torch.cat([f.a for f in factors], -2), torch.cat(columns, -1))
+
+
+@torch.no_grad()
+def compress(factors: Factors) -> Factors:
+    """The same product of rank at most `min(d_in, d_out)`; factors that are no larger come back as they are."""
+    bound = min(factors.d_in, factors.d_out)
+    if factors.rank <= bound:
+        return factors
+    near = truncate(factors.a, factors.b, bound)
+    return Factors(near.a, near.b)
 
 
 @torch.no_grad()

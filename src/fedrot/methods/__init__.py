@@ -1,6 +1,6 @@
 """Aggregation methods, one file each. A new one takes a file and a line here; the contract suite finds it."""
 
-from fedrot.methods import fedit, fedrot, ffa, random_rotation, rescale, rolora
+from fedrot.methods import fedex, fedit, fedrot, fedsa, ffa, flora, random_rotation, rescale, rolora
 from fedrot.methods.base import (
     Laws,
     Method,
@@ -14,4 +14,4 @@ from fedrot.methods.base import (
 )
 
 __all__ = ["Laws", "Method", "MethodState", "Trainable", "Update", "Upload", "build", "method", "methods"]
-CATALOGUE = (fedit, fedrot, ffa, random_rotation, rescale, rolora)
+CATALOGUE = (fedex, fedit, fedrot, fedsa, ffa, flora, random_rotation, rescale, rolora)

@@ -159,7 +159,8 @@ class Method(ABC):
         """The adapter to broadcast, and the state for the next round.
 
         Args:
-            updates: as uploaded, in any order; factors that do not travel (`uploads`) are ignored.
+            updates: as uploaded, in any order; factors that do not travel (`uploads`) are ignored, and so is
+                a head that does not (`shares_head`): they come back as received.
             received: the adapter the round started from.
             state: what the previous round returned; `MethodState()` in the first.
             round: counted from 1.
@@ -168,7 +169,8 @@ class Method(ABC):
             AdapterError: no updates, an update that does not fit `received`, or unusable weights.
         """
         adapters, weights = self.gather(updates, received)
-        return travelled(weighted_mean(adapters, weights), received, self.uploads(round)), state
+        mean = travelled(weighted_mean(adapters, weights), received, self.uploads(round))
+        return mean if self.shares_head else dataclasses.replace(mean, head=received.head), state
 
     def gather(self, updates: Sequence[Update], received: Adapter) -> tuple[list[Adapter], list[float]]:
         """The updates' adapters and weights: checked, in client order, at the server's ranks, summing to one.

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedrot.config import LoraSettings
 from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.initial import initial_a
 from fedrot.core.rng import generator
 from fedrot.errors import ConfigError, ModelError
 from fedrot.model.base import BaseModel
@@ -100,8 +101,7 @@ def initial_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> Adapter:
     for index, name in enumerate(find_sites(base, lora)):
         layer = base.module.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        a = torch.empty(lora.rank, layer.in_features)
-        nn.init.kaiming_uniform_(a, a=5**0.5, generator=generator(seed, "init", 0, index))
+        a = initial_a(lora.rank, layer.in_features, generator(seed, "init", 0, index))
         sites[name] = Factors(a.to(device), torch.zeros(layer.out_features, lora.rank, device=device))
     parameters = base.head_parameters() if lora.train_head else {}
     if lora.train_head and not parameters:
