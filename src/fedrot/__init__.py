@@ -21,6 +21,7 @@ from fedrot.methods import methods
 if TYPE_CHECKING:
     from fedrot.config import RunConfig, load_config
     from fedrot.engines.local import RunResult
+    from fedrot.engines.merge import MergeResult, merge
     from fedrot.engines.run import run
     from fedrot.model import load_base_for
 
@@ -30,22 +31,26 @@ __all__ = [
     "Adapter",
     "Factors",
     "FedrotError",
+    "MergeResult",
     "RunConfig",
     "RunResult",
     "aggregation_error",
     "align",
     "load_base_for",
     "load_config",
+    "merge",
     "methods",
     "procrustes",
     "run",
 ]
 
 _LAZY = {
+    "MergeResult": "fedrot.engines.merge",
     "RunConfig": "fedrot.config",
     "RunResult": "fedrot.engines.local",
     "load_base_for": "fedrot.model",
     "load_config": "fedrot.config",
+    "merge": "fedrot.engines.merge",
     "run": "fedrot.engines.run",
 }
 
