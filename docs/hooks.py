@@ -219,7 +219,7 @@ def method_options() -> str:
         about = inspect.cleandoc(cls.__doc__ or "").split("\nAttributes:")[0].strip()
         parts.append(f"### `{name}`\n\n{about}\n")
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        means = attributes(cls)
+        means = {key: text for base in reversed(cls.__mro__) for key, text in attributes(base).items()}
         body = [
             [f"`{option}`", expected(hint), shown(defaults[option]), means[option]]
             for option, hint in option_hints(cls).items()

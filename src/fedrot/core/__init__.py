@@ -11,6 +11,7 @@ from fedrot.core.measure import (
     broadcast_error,
 )
 from fedrot.core.procrustes import Rotation, align, procrustes, rotate
+from fedrot.core.refit import refit
 from fedrot.core.rng import derive, generator
 from fedrot.core.softening import soften
 
@@ -30,6 +31,7 @@ __all__ = [
     "derive",
     "generator",
     "procrustes",
+    "refit",
     "rotate",
     "soften",
     "stack",

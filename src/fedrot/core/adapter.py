@@ -277,3 +277,9 @@ def weighted_mean(adapters: Iterable[Adapter], weights: Tensor | Sequence[float]
     assert first is not None
     dtypes = {key: tensor.dtype for key, tensor in first.tensors().items()}
     return Adapter.from_tensors({key: mean.to(dtypes[key]) for key, mean in total.items()}, first.scale)
+
+
+def mean_head(adapters: Iterable[Adapter], weights: Tensor | Sequence[float]) -> Mapping[str, Tensor]:
+    """The mean of the heads alone, see `weighted_mean`."""
+    heads = (replace(adapter, sites={}, residual={}) for adapter in adapters)
+    return weighted_mean(heads, weights).head

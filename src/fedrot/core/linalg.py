@@ -30,6 +30,11 @@ def det(matrix: Tensor) -> Tensor:
     return _linalg.det(matrix)
 
 
+def inv(matrix: Tensor) -> Tensor:
+    """Inverses of `(..., n, n)`."""
+    return _linalg.inv(matrix)
+
+
 def frobenius(matrix: Tensor) -> Tensor:
     """`(sum of squares) ** 0.5` of `(..., m, n)`."""
     return _linalg.matrix_norm(matrix)

@@ -112,14 +112,29 @@ def truncate(a: Tensor, b: Tensor, rank: int) -> Truncated:
         Factors `(..., rank, d_in)` and `(..., d_out, rank)`, and `min(k, d_in, d_out)` singular values.
     """
     a, b = widen(a, b)
-    with full_precision(a.device):
-        right, r_right = linalg.qr(a.double().mT)
-        left, r_left = linalg.qr(b.double())
-        u, s, vh = linalg.svd(r_left @ r_right.mT)
-        root = s[..., :rank].sqrt()
-        near_a = root[..., None] * (vh[..., :rank, :] @ right.mT)
-        near_b = (left @ u[..., :rank]) * root[..., None, :]
+    u, s, vh = product_svd(a.double(), b.double())
+    root = s[..., :rank].sqrt()
+    near_a = root[..., None] * vh[..., :rank, :]
+    near_b = u[..., :rank] * root[..., None, :]
     extra = max(0, rank - s.shape[-1])
     near_a = torch.nn.functional.pad(near_a, (0, 0, 0, extra))
     near_b = torch.nn.functional.pad(near_b, (0, extra))
     return Truncated(near_a.to(a.dtype), near_b.to(a.dtype), s.to(a.dtype))
+
+
+@torch.no_grad()
+def product_svd(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin `U, s, V.T` of `b @ a`, from two thin QR factorisations and the SVD of their small core.
+
+    Args:
+        a: `(..., k, d_in)`.
+        b: `(..., d_out, k)`.
+
+    Returns:
+        `(..., d_out, n)`, `(..., n)` descending and `(..., n, d_in)` with `n = min(k, d_in, d_out)`, in float64.
+    """
+    with full_precision(a.device):
+        right, r_right = linalg.qr(a.double().mT)
+        left, r_left = linalg.qr(b.double())
+        u, s, vh = linalg.svd(r_left @ r_right.mT)
+        return left @ u, s, vh @ right.mT

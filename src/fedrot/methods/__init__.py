@@ -1,6 +1,22 @@
 """Aggregation methods, one file each. A new one takes a file and a line here; the contract suite finds it."""
 
-from fedrot.methods import fedex, fedit, fedrot, fedsa, ffa, flora, random_rotation, rescale, rolora
+from fedrot.methods import (
+    fedex,
+    fedit,
+    fedmomentum,
+    fedrot,
+    fedsa,
+    fedsvd,
+    ffa,
+    flexlora,
+    flora,
+    florist,
+    hetlora,
+    lora_fair,
+    random_rotation,
+    rescale,
+    rolora,
+)
 from fedrot.methods.base import (
     Laws,
     Method,
@@ -14,4 +30,20 @@ from fedrot.methods.base import (
 )
 
 __all__ = ["Laws", "Method", "MethodState", "Trainable", "Update", "Upload", "build", "method", "methods"]
-CATALOGUE = (fedex, fedit, fedrot, fedsa, ffa, flora, random_rotation, rescale, rolora)
+CATALOGUE = (
+    fedex,
+    fedit,
+    fedmomentum,
+    fedrot,
+    fedsa,
+    fedsvd,
+    ffa,
+    flexlora,
+    flora,
+    florist,
+    hetlora,
+    lora_fair,
+    random_rotation,
+    rescale,
+    rolora,
+)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, overload
 
 from torch import Tensor
 
@@ -159,8 +159,9 @@ class Method(ABC):
         """The adapter to broadcast, and the state for the next round.
 
         Args:
-            updates: as uploaded, in any order; factors that do not travel (`uploads`) are ignored, and so is
-                a head that does not (`shares_head`): they come back as received.
+            updates: as uploaded, in any order; a list, or a sequence that loads them one by one. Factors that
+                do not travel (`uploads`) are ignored, and so is a head that does not (`shares_head`): they
+                come back as received.
             received: the adapter the round started from.
             state: what the previous round returned; `MethodState()` in the first.
             round: counted from 1.
@@ -172,22 +173,63 @@ class Method(ABC):
         mean = travelled(weighted_mean(adapters, weights), received, self.uploads(round))
         return mean if self.shares_head else dataclasses.replace(mean, head=received.head), state
 
-    def gather(self, updates: Sequence[Update], received: Adapter) -> tuple[list[Adapter], list[float]]:
+    def gather(self, updates: Sequence[Update], received: Adapter) -> tuple[Sequence[Adapter], list[float]]:
         """The updates' adapters and weights: checked, in client order, at the server's ranks, summing to one.
 
-        The fixed order makes aggregation independent of the order of arrival, to the bit.
+        The fixed order makes aggregation independent of the order of arrival, to the bit. A list or tuple is
+        checked here. Any other sequence is taken to load an update whenever it is asked for one: it is read once
+        for client numbers and weights, and the adapters returned load, and are checked, as they are used.
 
         Raises:
             AdapterError: no updates, a client that appears twice, an update that does not fit, or unusable
                 weights.
         """
-        ordered = in_order(updates)
-        adapters: list[Adapter] = []
-        for update in ordered:
+        order = client_order(updates)
+        shares = normalise([weight for _, weight, _ in order], len(order))
+
+        def load(position: int) -> Adapter:
+            update = updates[order[position][2]]
             adapter = _padded(update.adapter, received) if self.laws.mixed_ranks else update.adapter
             adapter.check_like(received, f"client {update.client}")
-            adapters.append(adapter)
-        return adapters, normalise([update.weight for update in ordered], len(ordered))
+            return adapter
+
+        adapters = Loading(load, len(order))
+        return (list(adapters) if isinstance(updates, list | tuple) else adapters), shares
+
+
+@dataclass(frozen=True)
+class Loading(Sequence[Adapter]):
+    """Adapters made when they are asked for and kept nowhere, so that memory does not grow with their number."""
+
+    load: Callable[[int], Adapter]
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    @overload
+    def __getitem__(self, index: int) -> Adapter: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Adapter]: ...
+    def __getitem__(self, index: int | slice) -> Adapter | list[Adapter]:
+        if isinstance(index, slice):
+            return [self.load(position) for position in range(self.number)[index]]
+        return self.load(range(self.number)[index])
+
+
+def client_order(updates: Sequence[Update]) -> list[tuple[int, float, int]]:
+    """`(client, weight, position)` of every update, by client number; one update in memory at a time.
+
+    Raises:
+        AdapterError: no updates, or two of one client.
+    """
+    order = sorted((update.client, update.weight, index) for index, update in enumerate(updates))
+    if not order:
+        raise AdapterError("aggregation of no updates: expected at least one; skip the round instead")
+    for (early, _, _), (late, _, _) in pairwise(order):
+        if early == late:
+            raise AdapterError(f"client {late} sent two updates in one round: expected one")
+    return order
 
 
 def in_order(updates: Sequence[Update]) -> list[Update]:
@@ -196,13 +238,7 @@ def in_order(updates: Sequence[Update]) -> list[Update]:
     Raises:
         AdapterError: no updates, or two of one client.
     """
-    ordered = sorted(updates, key=lambda update: update.client)
-    if not ordered:
-        raise AdapterError("aggregation of no updates: expected at least one; skip the round instead")
-    for early, late in pairwise(ordered):
-        if early.client == late.client:
-            raise AdapterError(f"client {late.client} sent two updates in one round: expected one")
-    return ordered
+    return [updates[index] for _, _, index in client_order(updates)]
 
 
 def _padded(adapter: Adapter, received: Adapter) -> Adapter:

@@ -16,14 +16,15 @@ from fedrot.core.polar import Group, identity_like
 from fedrot.core.procrustes import Anchor
 from fedrot.core.softening import Path
 from fedrot.errors import ConfigError
-from fedrot.methods.base import Method, MethodState, Update, Upload, in_order, method
+from fedrot.methods.averaging import Averaging
+from fedrot.methods.base import MethodState, Update, Upload, in_order, method
 from fedrot.methods.options import Between, Schedule, Stepwise, at
 
 
 @final
 @method("fedrot", exact=False, secure_aggregation=True, mixed_ranks=True, factor_mean=True)
 @dataclass(frozen=True, kw_only=True)
-class FedRot(Method):
+class FedRot(Averaging):
     """Clients rotate onto the adapter they received; the server averages (FedRot-LoRA, ICML 2026).
 
     With `R` the softened Procrustes rotation a client uploads `R.T a` and `b R`: the same product, in a frame
@@ -64,7 +65,11 @@ class FedRot(Method):
 
     @property
     def secure_aggregation(self) -> bool:
-        """Whether clients rotate by themselves, so that the server needs only sums."""
+        """Whether clients rotate by themselves and nothing is refitted, so that the server needs only sums."""
+        return self._clients_rotate and not self.refit
+
+    @property
+    def _clients_rotate(self) -> bool:
         return self.reference != "consensus" and self.guard in (False, "client")
 
     @property
@@ -89,7 +94,7 @@ class FedRot(Method):
     ) -> Upload:
         """The trained adapter, rotated; as it is in the first round, and where the server rotates."""
         del clients
-        if round == 1 or not self.secure_aggregation:
+        if round == 1 or not self._clients_rotate:
             return Upload(trained)
         target, anchor = reference or received, self.anchor_in(round)
         found = correlations(trained, target, anchor)
@@ -101,8 +106,11 @@ class FedRot(Method):
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
     ) -> tuple[Adapter, MethodState]:
-        """The mean of both factors, after rotating all clients in one batch where the server does that."""
-        if self.secure_aggregation:
+        """The mean of both factors, after rotating all clients in one batch where the server does that.
+
+        A refit from the reference is the same with any rotations; they then only count in the metrics.
+        """
+        if self._clients_rotate:
             return super().aggregate(updates, received, state, round)
         target = Adapter.from_tensors(state.tensors, received.scale) if state.tensors else received
         carried = received.tensors() if self.reference == "two-back" else {}
@@ -119,7 +127,8 @@ class FedRot(Method):
             rotation = solve_sites(found, strength, self.path, self.group)
         if self.guard:
             rotation = rotation.only(lowers_error(padded, weights, rotation)[:, None])
-        return rotated_mean(padded, weights, rotation), MethodState(carried, rotation.summary())
+        mean = self.fitted(lambda: rotated_mean(padded, weights, rotation), padded, weights, received)
+        return mean, MethodState(carried, rotation.summary())
 
 
 def _nearer(rotation: SiteRotation, joint: Mapping[str, Tensor]) -> Tensor:

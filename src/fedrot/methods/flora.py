@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, final
 
-from fedrot.core.adapter import Adapter, Factors, weighted_mean
+from fedrot.core.adapter import Adapter, Factors, mean_head
 from fedrot.core.initial import initial_a
 from fedrot.core.lowrank import compress, weighted_sum
 from fedrot.core.rng import generator
@@ -49,5 +49,4 @@ class FLoRA(Method):
             residual[site] = compress(weighted_sum([c.sites[site] for c in adapters], weights))
             fresh = initial_a(f.rank, f.d_in, generator(self.seed, "init", round, index)).to(f.a)
             sites[site] = Factors(fresh, f.b.new_zeros(f.b.shape))
-        head = weighted_mean([replace(adapter, sites={}) for adapter in adapters], weights).head
-        return Adapter(sites, head, received.scale, residual), state
+        return Adapter(sites, mean_head(adapters, weights), received.scale, residual), state

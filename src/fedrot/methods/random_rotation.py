@@ -13,7 +13,8 @@ from fedrot.core import linalg
 from fedrot.core.adapter import Adapter
 from fedrot.core.alignment import SiteRotation, apply
 from fedrot.core.rng import generator
-from fedrot.methods.base import Method, Upload, method
+from fedrot.methods.averaging import Averaging
+from fedrot.methods.base import Upload, method
 from fedrot.methods.options import Between
 
 
@@ -27,7 +28,7 @@ from fedrot.methods.options import Between
     identical_clients=False,
 )
 @dataclass(frozen=True, kw_only=True)
-class RandomRotation(Method):
+class RandomRotation(Averaging):
     """FedRot with a Haar-random rotation per round, client and site: what alignment must beat (FedRot-LoRA).
 
     Like FedRot it leaves the first round alone. Clients that agree are driven apart, so they are not promised

@@ -12,13 +12,14 @@ from torch import Tensor
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.alignment import SiteRotation
 from fedrot.core.polar import widen
-from fedrot.methods.base import Method, Upload, method
+from fedrot.methods.averaging import Averaging
+from fedrot.methods.base import Upload, method
 
 
 @final
 @method("rescale", exact=False, secure_aggregation=True, mixed_ranks=True, factor_mean=True)
 @dataclass(frozen=True, kw_only=True)
-class Rescale(Method):
+class Rescale(Averaging):
     """FedRot with `R = c I`, `c` the scalar that brings the anchored factor nearest to its reference.
 
     Uploads `c x` and the other factor over `c`, `c = <x, x_ref> / <x, x>`: the same product (FedRot-LoRA,
