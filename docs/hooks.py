@@ -167,6 +167,8 @@ def words(hint: Any) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(hint))
     if get_origin(hint) in (Union, type(int | str)):
         return " or ".join(words(part) for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is dict:
+        return f"table of {words(get_args(hint)[1])}s"
     if get_origin(hint) is list:
         return f"list of {words(get_args(hint)[0])}s"
     return {int: "integer", float: "number", str: "text", bool: "true or false"}[hint]

@@ -25,7 +25,7 @@ from fedrot.errors import AdapterError, OutputError
 from fedrot.methods.base import MethodState
 from fedrot.server import ServerState
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def save_checkpoint(directory: Path, state: ServerState, record: Mapping[str, An
             "round": state.round,
             "scale": state.adapter.scale,
             "history": len(state.history),
+            "personal": sorted(client for client, kept in state.personal.items() if kept),
             "numbers": dict(state.method.numbers),
             "record": dict(record),
             "order": list(tensors),
@@ -122,7 +123,9 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     names = ["adapter", *(f"history-{i}" for i in range(facts["history"]))]
     adapter, *history = (Adapter.from_tensors(groups[name], facts["scale"]) for name in names)
     method = MethodState(groups.get("method", {}), facts["numbers"])
-    return ServerState(facts["round"], adapter, tuple(history), method), facts["record"]
+    change = Adapter.from_tensors(groups.get("change", {})).residual
+    personal = {client: groups[f"client-{client}"] for client in facts["personal"]}
+    return ServerState(facts["round"], adapter, tuple(history), method, change, personal), facts["record"]
 
 
 def _tensors(state: ServerState) -> dict[str, Tensor]:
@@ -130,7 +133,9 @@ def _tensors(state: ServerState) -> dict[str, Tensor]:
         "adapter": state.adapter.tensors(),
         "method": state.method.tensors,
     }
+    groups["change"] = Adapter({}, residual=state.change).tensors()
     groups |= {f"history-{i}": adapter.tensors() for i, adapter in enumerate(state.history)}
+    groups |= {f"client-{client}": kept for client, kept in state.personal.items()}
     return {
         f"{g}:{key}": t.detach().contiguous().cpu() for g, group in groups.items() for key, t in group.items()
     }

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedrot.cache import FrozenCache
 from fedrot.config import TrainConfig
-from fedrot.core.adapter import Adapter
+from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.rng import generator
 from fedrot.methods.base import Trainable
 from fedrot.stacked import StackedModel
@@ -125,14 +125,28 @@ def train_group(
     config: TrainConfig,
     trainable: Trainable,
     cache: FrozenCache | None = None,
+    *,
+    residual: Mapping[str, Factors] | None = None,
 ) -> Trained:
-    """Train every client of `plan` from the same received adapter, in one forward and backward pass a step.
+    """Train every client of `plan` from what it received, in one forward and backward pass a step.
 
     The loss is the sum over clients of each one's mean over its own batch, so gradients never mix; clipping is per
     client; the optimiser is element-wise and starts afresh. There is no host synchronisation inside the steps.
+
+    Args:
+        model: the base model that holds the clients.
+        data: the training split.
+        received: one adapter for all, or a stack `(G, ...)` of what each client starts from.
+        plan: who sees which examples.
+        config: optimiser, clipping and proximal term.
+        trainable: factors to train; the head always is.
+        cache: states of the frozen blocks.
+        residual: folded into the base weights of all clients alike; that of `received` unless given.
     """
     group, device = len(plan.clients), data.input_ids.device
-    held = model.load(received.expand(group), a=trainable.a, b=trainable.b, head=True)
+    folded = received.residual if residual is None else residual
+    start = received if received.batch else replace(received, residual={}).expand(group)
+    held = model.load(start, residual=folded, a=trainable.a, b=trainable.b, head=True)
     lora = [t for f in held.sites.values() for t in (f.a, f.b) if t.requires_grad]
     head = list(held.head.values())
     optimizer = make_optimizer(lora, head, config)
@@ -141,7 +155,8 @@ def train_group(
     weight, seeds = plan.weight.to(device, torch.float32), plan.dropout.to(device)
     active = (torch.arange(len(plan.rows)).unsqueeze(1) < plan.steps).to(device)
     ends = set(plan.steps.tolist()) if int(plan.steps.min()) < len(plan.rows) else set[int]()
-    finished = received.expand(group).map(torch.clone) if ends else None
+    pulls = _pulls(held, start) if config.prox else []
+    finished = start.map(torch.clone) if ends else None
     total = torch.zeros(group, device=device)
     for step in range(len(plan.rows)):
         optimizer.zero_grad(set_to_none=True)
@@ -153,6 +168,9 @@ def train_group(
             losses = (example_loss(logits, batch.labels).view(group, -1) * shares).sum(1)
             losses.sum().backward()
             total += losses.detach() * active[step]
+        for tensor, origin in pulls:
+            assert tensor.grad is not None
+            tensor.grad.add_(tensor.detach() - origin, alpha=config.prox)
         if config.clip != "off":
             clip_per_client([*lora, *head], config.clip)
         optimizer.step()
@@ -191,6 +209,12 @@ def clip_per_client(tensors: Sequence[Tensor], limit: float) -> Tensor:
     for gradient in gradients:
         gradient.mul_(factor.view(-1, *([1] * (gradient.ndim - 1))))
     return norms
+
+
+def _pulls(held: Adapter, start: Adapter) -> list[tuple[Tensor, Tensor]]:
+    """Trained tensors, each with the point that FedProx pulls it back to."""
+    origins = start.tensors()
+    return [(tensor, origins[key]) for key, tensor in held.tensors().items() if tensor.requires_grad]
 
 
 @torch.no_grad()

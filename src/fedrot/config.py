@@ -61,6 +61,35 @@ class LoraSettings(Section):
     train_head: bool = True
     modules_to_save: list[str] | None = None
     """Names of the modules trained whole (the head). None: the task's own head."""
+    ranks: list[int] | dict[str, float] | None = None
+    """Clients of unequal rank: one rank each, or a table of rank and share such as `{ 2 = 0.5, 8 = 0.5 }`, dealt by the
+    seed. `rank` is then the server's, and none may exceed it. Needs a method that mixes ranks."""
+    residual_rank: int | None = Field(default=None, gt=0)
+    """Largest rank of the residual that some methods leave in the base weights; beyond it the best approximation is
+    kept, and `residual_lost` says what that cost. Unset: as many directions as the layer has, so that nothing is lost.
+    """
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> LoraSettings:
+        ranks = self.ranks
+        if ranks is None:
+            return self
+        if isinstance(ranks, dict):
+            for name, share in ranks.items():
+                if not name.isdecimal() or not 1 <= int(name) <= self.rank:
+                    raise ValueError(f"ranks has {name!r}: expected ranks from 1 to lora.rank = {self.rank}")
+                if share <= 0:
+                    raise ValueError(f"ranks: share of rank {name} is {share:g}: expected a number > 0")
+            if abs(sum(ranks.values()) - 1) > 1e-6:
+                raise ValueError(f"ranks: shares add up to {sum(ranks.values()):g}, expected 1")
+            return self
+        for client, rank in enumerate(ranks):
+            if not 1 <= rank <= self.rank:
+                raise ValueError(
+                    f"ranks gives client {client} rank {rank}: expected 1 to lora.rank = {self.rank}, the server's; "
+                    "raise lora.rank or lower the client's"
+                )
+        return self
 
     @property
     def scale(self) -> float:
@@ -114,6 +143,9 @@ class TrainConfig(Section):
     batch_size: int = Field(default=8, gt=0)
     accumulate: int = Field(default=1, gt=0)
     clip: float | Literal["off"] = 1.0
+    prox: float = Field(default=0.0, ge=0)
+    """FedProx (Li et al., MLSys 2020): `prox / 2 ||w - w_received||^2` is added to every client's loss, as a gradient,
+    before clipping. The loss reported is without it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     bucket: bool = True
@@ -146,6 +178,14 @@ class FederationConfig(Section):
     """None only for partitioners that fix the number themselves (`natural-id`)."""
     rounds: int = Field(default=10, gt=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a client chosen for a round does not report."""
+    stale: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a client's update was computed from an earlier broadcast. Needs a method that admits it."""
+    stale_rounds: int = Field(default=1, gt=0)
+    """A stale update comes from 1 to so many rounds back, each equally likely."""
+    stale_weight: float = Field(default=1.0, gt=0, le=1)
+    """A stale client's weight is multiplied by this once per round of lag."""
     weighting: Literal["samples", "uniform"] = "samples"
     group_size: int | Literal["auto"] = "auto"
     evaluate_every: int = Field(default=1, gt=0)
@@ -174,6 +214,8 @@ class OutputConfig(Section):
     probe: bool = False
     """Also fit linear probes on the frozen encoder, in the same federation and centrally: what an adapter must beat."""
     keep_checkpoints: int = Field(default=2, ge=2)
+    personal: bool = False
+    """Write every client's own adapter to `personal/client-000/` and so on, for methods that leave a part there."""
 
 
 class RunConfig(Section):

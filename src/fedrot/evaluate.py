@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -17,7 +20,7 @@ def predict(
     model: StackedModel, adapter: Adapter, data: Encoded, *, batch: int, cache: FrozenCache | None = None
 ) -> Tensor:
     """Logits of every example, `(n, labels)`, in the order of `data`. Leaves the model holding no client."""
-    model.load(adapter.expand(1))
+    model.load(replace(adapter, residual={}).expand(1), residual=adapter.residual)
     rows, logits = [], []
     for chunk in batches_by_length(data, batch):
         if cache is not None:
@@ -35,6 +38,28 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics of `adapter` on `data`."""
     return metrics(predict(model, adapter, data, batch=batch, cache=cache), data.labels)
+
+
+def expected_accuracy(recall: Tensor, counts: Tensor, weights: Sequence[float]) -> float | None:
+    """What clients can expect on their own mix of labels: the mean over clients of `sum_c share_c * recall_c`.
+
+    Shares are taken among the classes that the split holds examples of. A client none of whose labels occur there has
+    no expectation and does not count.
+
+    Args:
+        recall: `(clients, classes)`, NaN where the split has no example of a class.
+        counts: `(clients, classes)` of the clients' training examples.
+        weights: of the clients.
+
+    Returns:
+        None if no client has an expectation.
+    """
+    known = recall.isfinite()
+    shares = counts.double() * known
+    total = shares.sum(1)
+    each = (shares * recall.nan_to_num()).sum(1) / total.clamp(min=1)
+    share = torch.tensor(weights, dtype=torch.float64) * (total > 0)
+    return float((each * share).sum() / share.sum()) if float(share.sum()) > 0 else None
 
 
 @torch.no_grad()

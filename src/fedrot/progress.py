@@ -72,14 +72,19 @@ class Display(Observer):
 
     def line(self, record: Mapping[str, Any]) -> str:
         """One finished round in words."""
-        parts = [f"round {record['round']}/{self.rounds}", f"loss {record['loss']:.4f}"]
+        parts = [f"round {record['round']}/{self.rounds}"]
+        if "loss" in record:  # no client reported
+            parts.append(f"loss {record['loss']:.4f}")
         if "accuracy" in record:
             parts.append(f"accuracy {record['accuracy']:.4f}")
-        parts.append(
-            f"error {record['aggregation_error_relative']:.3f} "
-            f"(unaligned {record['aggregation_error_relative_unaligned']:.3f})"
-        )
+        if "aggregation_error_relative" in record:
+            parts.append(
+                f"error {record['aggregation_error_relative']:.3f} "
+                f"(unaligned {record['aggregation_error_relative_unaligned']:.3f})"
+            )
         parts.append(f"{record['client_steps'] / record['training_seconds']:.1f} client-steps/s")
+        if record["dropped"]:
+            parts.append(f"{record['dropped']} dropped out")
         if record["rejected"]:
             parts.append(f"[bold red]{record['rejected']} rejected[/]")
         return "  ".join(parts)
@@ -126,7 +131,9 @@ class LiveDisplay(Display):
     def finished(self, record: Mapping[str, Any]) -> None:
         assert self.overall is not None
         self.out.print(self.line(record), soft_wrap=True)
-        figures = [f"loss {record['loss']:.4f}", f"error {record['aggregation_error_relative']:.3f}"]
+        figures = []
+        if "loss" in record:  # else no client reported
+            figures = [f"loss {record['loss']:.4f}", f"error {record['aggregation_error_relative']:.3f}"]
         if "accuracy" in record:
             self.accuracy = f"accuracy {record['accuracy']:.4f}"
         figures += [self.accuracy] if self.accuracy else []

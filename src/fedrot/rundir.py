@@ -12,7 +12,7 @@ from typing import Any
 from fedrot.config import RunConfig, differences, load_config
 from fedrot.errors import OutputError
 
-RESUMABLE = ("federation.rounds", "output.dir", "output.report", "output.keep_checkpoints")
+RESUMABLE = ("federation.rounds", "output.dir", "output.report", "output.keep_checkpoints", "output.personal")
 
 
 class RunDirectory:
@@ -24,6 +24,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
         self.adapter = self.path / "adapter"
+        self.personal = self.path / "personal"
         self.checkpoint = self.path / "checkpoint"
         self.report = self.path / "report.html"
 

@@ -8,8 +8,9 @@ own. `G = 1` is the ordinary loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.dropout import keep_mask
 from fedrot.core.linear import stacked_linear
 from fedrot.errors import ModelError
-from fedrot.model import BaseModel, block_of
+from fedrot.model import BaseModel, Fold, block_of
 from fedrot.tasks.encode import Batch
 
 
@@ -97,19 +98,35 @@ class StackedModel:
                 )
             self.dense[name] = StackedDense(layer)
             base.module.set_submodule(name, self.dense[name])
+        self.fold = Fold({site: layer.base for site, layer in self.layers.items()})
         first = _first_block(base.module, list(initial.sites))
         self.prefix = FrozenPrefix(base.module, *first) if first else None
 
-    def load(self, adapter: Adapter, *, a: bool = False, b: bool = False, head: bool = False) -> Adapter:
+    def load(
+        self,
+        adapter: Adapter,
+        *,
+        residual: Mapping[str, Factors] = MappingProxyType({}),
+        a: bool = False,
+        b: bool = False,
+        head: bool = False,
+    ) -> Adapter:
         """Hold a stack of clients `(G, ...)`, copying the parts to be trained and viewing the others.
 
-        Returns the adapter held: its tensors are leaves, and those of trained parts require gradients.
-        """
+        Args:
+            adapter: the stack; it carries no residual of its own, since all its clients share the base weights.
+            residual: of all clients alike, not stacked; folded into the base weights of the adapted layers.
+            a, b, head: what is to be trained.
 
+        Returns:
+            The adapter held: its tensors are leaves, and those of trained parts require gradients.
+        """
         if adapter.residual:
             raise ModelError(
-                "the adapter carries a residual, which training would leave out: fold it into the base first"
+                "the stacked adapter carries a residual, which training would leave out: clients loaded together share "
+                "one, to be given as `residual`, not stacked"
             )
+        self.fold.hold(residual, adapter.scale)
 
         def leaf(tensor: Tensor, trained: bool) -> Tensor:
             return tensor.detach().clone().requires_grad_() if trained else tensor.detach()
@@ -124,7 +141,8 @@ class StackedModel:
         return held
 
     def unload(self) -> None:
-        """Hold no client: the bare base model."""
+        """Hold no client and no residual: the bare base model."""
+        self.fold.restore()
         for layer in self.layers.values():
             layer.a = layer.b = None
         for layer in self.dense.values():
@@ -132,7 +150,8 @@ class StackedModel:
         self.loaded = None
 
     def close(self) -> None:
-        """Put the base model's own layers back."""
+        """Put the base model's own layers back, with their original weights."""
+        self.fold.restore()
         for name, layer in (*self.layers.items(), *self.dense.items()):
             self.module.set_submodule(name, layer.base)
 

@@ -12,15 +12,15 @@ from fedrot.core.adapter import Adapter
 from fedrot.errors import AdapterError
 
 
-def encode(adapter: Adapter, *, a: bool = True, b: bool = True) -> bytes:
-    """Serialise an adapter as safetensors: the chosen factors of every site, the head, and any residual.
+def encode(adapter: Adapter, *, a: bool = True, b: bool = True, head: bool = True) -> bytes:
+    """Serialise an adapter as safetensors: the chosen factors of every site, the head if chosen, and any residual.
 
     Tensors travel in their own dtype (float32), contiguous, with `scale` in the header.
     """
     chosen = {
         key: tensor.detach().contiguous().cpu()
         for key, tensor in adapter.tensors().items()
-        if not key.startswith("sites/") or (a if key.endswith("/a") else b)
+        if _travels(key, a, b, head)
     }
     return safetensors.torch.save(chosen, metadata={"scale": repr(adapter.scale)})
 
@@ -28,7 +28,7 @@ def encode(adapter: Adapter, *, a: bool = True, b: bool = True) -> bytes:
 def decode(message: bytes, like: Adapter) -> Adapter:
     """The inverse of `encode`: an adapter with the names and the order of `like`.
 
-    Factors that did not travel are taken from `like`, which is the adapter the sender received.
+    What did not travel is taken from `like`, which is the adapter the sender received.
 
     Raises:
         AdapterError: not an encoded adapter, or one that does not fit `like`.
@@ -42,6 +42,12 @@ def decode(message: bytes, like: Adapter) -> Adapter:
     adapter = Adapter.from_tensors(ordered, scale)
     adapter.check_like(like, "the sender")
     return adapter
+
+
+def _travels(key: str, a: bool, b: bool, head: bool) -> bool:
+    if key.startswith("head/"):
+        return head
+    return not key.startswith("sites/") or (a if key.endswith("/a") else b)
 
 
 def _metadata(message: bytes) -> dict[str, str]:

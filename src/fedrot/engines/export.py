@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedrot.checkpoint import load_checkpoint
-from fedrot.config import load_config
+from fedrot.config import RunConfig, load_config
+from fedrot.engines.write import save_adapter
 from fedrot.errors import OutputError
-from fedrot.model import load_base, save_merged, save_peft
+from fedrot.model import load_base, save_merged
+from fedrot.participation import deal_ranks
+from fedrot.partition import partition
 from fedrot.rundir import RunDirectory
+from fedrot.server import ServerState, represented
 from fedrot.tasks import load_task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def export(directory: str | Path, out: str | Path | None = None, *, merge: bool = False) -> Path:
@@ -41,14 +49,19 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
         precision=config.train.precision,
         modules_to_save=config.lora.modules_to_save,
     )
-    adapter = checkpoint.state.adapter
+    weights, ranks = _clients(config, task.train, checkpoint.state)
     if merge:
-        save_merged(target, base, adapter)
+        save_merged(target, base, represented(checkpoint.state, weights, ranks))
     else:
-        card = {
-            "max_length": config.task.max_length,
-            "method": config.method.name,
-            "rounds": checkpoint.state.round,
-        }
-        save_peft(target, adapter, base, config.lora, card)
+        save_adapter(target, checkpoint.state, base, config, weights, ranks)
     return target
+
+
+def _clients(config: RunConfig, train: Dataset, state: ServerState) -> tuple[list[float], tuple[int, ...]]:
+    """Every client's weight and rank, as in the run; needed only where clients have parts of their own."""
+    if not state.personal:
+        return [], ()
+    rows = partition(train, config.partition, config.federation.clients, config.seed).rows
+    samples = config.federation.weighting == "samples"
+    weights = [float(len(own)) if samples else 1.0 for own in rows]
+    return weights, deal_ranks(config.lora, len(rows), config.seed)

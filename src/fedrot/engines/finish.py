@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from fedrot.engines.floor import floors
 from fedrot.engines.setup import Federation
+from fedrot.engines.write import save_adapter, save_personal
 from fedrot.errors import OutputError
-from fedrot.model import save_peft
 from fedrot.report import write_report
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState
@@ -65,8 +65,9 @@ def _write_results(
     interrupted: bool,
 ) -> dict[str, Any]:
     config = federation.config
-    card = {"max_length": config.task.max_length, "method": config.method.name, "rounds": state.round}
-    save_peft(run.adapter, state.adapter, federation.base, config.lora, card)
+    save_adapter(run.adapter, state, federation.base, config, federation.weights, federation.ranks)
+    if config.output.personal:
+        save_personal(run.personal, state, federation.base, config, federation.ranks)
     evaluated = [record for record in records if "accuracy" in record]
     chosen = [record for record in evaluated if "validation_accuracy" in record]
     best = max(chosen, key=lambda record: (record["validation_accuracy"], -record["round"]), default=None)
@@ -107,7 +108,8 @@ def _write_results(
 
 
 def _final(record: dict[str, Any]) -> dict[str, Any]:
-    names = ("round", "loss", "accuracy", "macro_f1", "eval_loss", "validation_accuracy", "validation_loss")
+    names = ("round", "loss", "accuracy", "local_accuracy", "macro_f1", "eval_loss", "validation_accuracy")
+    names += ("validation_local_accuracy", "validation_loss")
     return {name: record[name] for name in names if name in record}
 
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fedrot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fedrot.client import Plan, Trained, plan_group, train_group
+from fedrot.client import plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
+from fedrot.engines.evaluation import evaluate_state
 from fedrot.engines.finish import finish, probe
-from fedrot.engines.measure import Round, measure
+from fedrot.engines.measure import measure, nobody
 from fedrot.engines.observer import Observer
-from fedrot.engines.setup import Federation, Split, prepare
+from fedrot.engines.round import Round
+from fedrot.engines.setup import Federation, prepare
 from fedrot.engines.shared import Shared
 from fedrot.errors import TrainingError
-from fedrot.evaluate import evaluate
+from fedrot.participation import Cohort, Participation, cohorts, participate
 from fedrot.rundir import RunDirectory
-from fedrot.server import ServerState, aggregate, choose_clients
+from fedrot.server import ServerState, aggregate, bare, represented, skip_round, starts
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class RunResult:
     """What a run leaves behind."""
 
     adapter: Adapter
+    """What `adapter/` holds: the last broadcast, around which clients' own parts, if they have any, are averaged."""
     records: list[dict[str, Any]]
     summary: dict[str, Any]
     directory: Path
@@ -81,7 +84,8 @@ def run_local(
             finish(federation, run, state, records, floor, interrupted=True)
         raise
     summary = finish(federation, run, state, records, floor)
-    return RunResult(state.adapter, records, summary, run.path)
+    adapter = represented(state, federation.weights, federation.ranks)
+    return RunResult(adapter, records, summary, run.path)
 
 
 def _start(
@@ -92,7 +96,7 @@ def _start(
         return ServerState(0, federation.initial), []
     for note in checkpoint.notes:
         observer.note(note)
-    checkpoint.state.adapter.check_like(federation.initial, "the checkpoint")
+    checkpoint.state.adapter.check_like(federation.initial, "the checkpoint", ranks=False)
     observer.note(f"resuming after round {checkpoint.state.round}")
     device = federation.base.device
     return checkpoint.state.to(device), run.rewind(checkpoint.state.round, checkpoint.record)
@@ -103,62 +107,72 @@ def run_round(
 ) -> tuple[ServerState, dict[str, Any]]:
     """One round: choose clients, train them in groups, let the method prepare their uploads, aggregate, evaluate."""
     started, config, number = time.perf_counter(), federation.config, state.round + 1
-    chosen = choose_clients(config.seed, number, federation.clients, config.federation.fraction)
-    round = Round(federation.method, number)
-    for group in _groups(federation, chosen):
-        plan, trained = _train(federation, state, number, group)
-        upload = federation.method.before_upload(
-            trained.adapter, state.adapter, number, reference=state.reference, clients=trained.clients
-        )
-        weights = [federation.weight(client) for client in trained.clients]
-        round.add(trained, upload, weights, int(plan.steps.sum()))
-        observer.trained(number, round.count, len(chosen))
-    if not round.updates:
+    part = participate(config.federation, config.seed, number, federation.clients, len(state.history))
+    round = Round(federation.method, number, part, federation.ranks)
+    for cohort in _groups(federation, part):
+        _train(federation, state, round, cohort)
+        observer.trained(number, round.count, len(part.reporting))
+    if not part.reporting:
+        after, record = skip_round(state), nobody(round, state, full=federation.full)
+    elif not round.updates:
         reasons = ", ".join(f"client {client}: {why}" for client, why in round.rejected.items())
         raise TrainingError(
             f"round {number}: every client was rejected ({reasons}); the state after round {state.round} is kept; "
             "lower train.lr, or set train.clip"
         )
-    after = aggregate(federation.method, state, round.updates)
+    else:
+        step = aggregate(
+            federation.method,
+            state,
+            round.updates,
+            history=config.federation.stale_rounds if config.federation.stale else 0,
+            residual_rank=config.lora.residual_rank,
+        )
+        after, record = step.state, measure(round, state, step, full=federation.full)
     training = time.perf_counter() - started
-    record = {"round": number, **measure(round, state, after, full=config.federation.fraction == 1)}
+    record = {"round": number, **record}
     if number % config.federation.evaluate_every == 0 or number == config.federation.rounds:
-        record |= _evaluate(federation, after.adapter)
+        record |= evaluate_state(federation, after)
     federation.model.unload()
     record |= {"training_seconds": training, "seconds": time.perf_counter() - started}
     return after, record
 
 
-def _groups(federation: Federation, chosen: Sequence[int]) -> Iterator[list[int]]:
-    """Clients to train together: those with like numbers of steps, so that few wait for the slowest."""
-    ordered = list(chosen)
-    if federation.config.train.local_epochs is not None:
-        ordered.sort(key=lambda client: (len(federation.partition.rows[client]), client))
-    for start in range(0, len(ordered), federation.group_size):
-        yield ordered[start : start + federation.group_size]
+def _groups(federation: Federation, part: Participation) -> Iterator[Cohort]:
+    """Clients to train together: of one rank and lag, with like numbers of steps, so that few wait for the slowest."""
+    for cohort in cohorts(part, federation.ranks):
+        ordered = list(cohort.clients)
+        if federation.config.train.local_epochs is not None:
+            ordered.sort(key=lambda client: (len(federation.partition.rows[client]), client))
+        for start in range(0, len(ordered), federation.group_size):
+            yield replace(cohort, clients=tuple(ordered[start : start + federation.group_size]))
 
 
-def _train(
-    federation: Federation, state: ServerState, number: int, group: Sequence[int]
-) -> tuple[Plan, Trained]:
-    config = federation.config
-    rows: list[Tensor] = [federation.partition.rows[client] for client in group]
-    lengths = federation.train.data.lengths if config.train.bucket else None
-    plan = plan_group(group, rows, config.train, seed=config.seed, round=number, lengths=lengths)
-    trainable = federation.method.trainable(number)
-    train = federation.train
-    return plan, train_group(
-        federation.model, train.data, state.adapter, plan, config.train, trainable, train.cache
+def _train(federation: Federation, state: ServerState, round: Round, cohort: Cohort) -> None:
+    """Train one group from the broadcast its lag names, and hand its uploads to `round`."""
+    config, method, train = federation.config, federation.method, federation.train
+    rows: list[Tensor] = [federation.partition.rows[client] for client in cohort.clients]
+    lengths = train.data.lengths if config.train.bucket else None
+    plan = plan_group(
+        cohort.clients, rows, config.train, seed=config.seed, round=round.number, lengths=lengths
     )
-
-
-def _evaluate(federation: Federation, adapter: Adapter) -> dict[str, float]:
-    def on(split: Split) -> Mapping[str, float]:
-        batch = federation.config.federation.evaluate_batch
-        return evaluate(federation.model, adapter, split.data, batch=batch, cache=split.cache)
-
-    test = on(federation.test)
-    record = {name: value for name, value in test.items() if name != "loss"} | {"eval_loss": test["loss"]}
-    if federation.validation is not None:
-        record |= {f"validation_{name}": value for name, value in on(federation.validation).items()}
-    return record
+    received = state.broadcast(cohort.lag)
+    start = starts(received, state.personal, cohort.clients, cohort.rank)
+    trained = train_group(
+        federation.model,
+        train.data,
+        start,
+        plan,
+        config.train,
+        method.trainable(round.number),
+        train.cache,
+        residual=received.residual,
+    )
+    # A stale update is aligned to what its fellows hold now, not to what it was computed from.
+    reference = state.broadcast(0 if cohort.lag else method.reference_lag)
+    upload = method.before_upload(
+        trained.adapter, bare(received), round.number, reference=bare(reference), clients=trained.clients
+    )
+    discount = config.federation.stale_weight**cohort.lag
+    weights = [federation.weight(client) * discount for client in trained.clients]
+    round.add(trained, start, upload, weights, int(plan.steps.sum()))

@@ -1,79 +1,34 @@
-"""One round's updates as they come in, and everything measured of them."""
+"""Everything that is measured of a round."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedrot.client import Trained
-from fedrot.core.adapter import Adapter
-from fedrot.core.diagnostics import drift
-from fedrot.core.measure import adapter_aggregation_error, adapter_broadcast_error
-from fedrot.methods import Method, Update, Upload
-from fedrot.server import ServerState
-from fedrot.wire import encode
+from fedrot.core.adapter import Adapter, Factors, normalise
+from fedrot.core.measure import AggregationError, adapter_aggregation_error, adapter_broadcast_error
+from fedrot.engines.round import Round
+from fedrot.engines.traffic import traffic
+from fedrot.server import ServerState, Step
 
 
-class Round:
-    """Collects the updates of a round; those with a number that is not finite are rejected and counted."""
-
-    def __init__(self, method: Method, number: int) -> None:
-        self.method = method
-        self.number = number
-        self.updates: list[Update] = []
-        self.trained: list[Adapter] = []
-        self.rejected: dict[int, str] = {}
-        self.sizes: list[Tensor] = []
-        self.angles: list[Tensor] = []
-        self.sites: tuple[str, ...] = ()
-        self.degenerate = 0
-        self.flips = 0
-        self.steps = 0
-
-    @property
-    def count(self) -> int:
-        """Clients heard of so far."""
-        return len(self.updates) + len(self.rejected)
-
-    def add(self, trained: Trained, upload: Upload, weights: list[float], steps: int) -> None:
-        """Take in a group: the stack as trained, and as the method uploads it."""
-        finite = (trained.finite & upload.adapter.finite(stacked=True)).tolist()
-        losses = trained.loss.tolist()
-        for index, client in enumerate(trained.clients):
-            if finite[index]:
-                metrics = {"loss": losses[index]}
-                self.updates.append(Update(client, upload.adapter.select(index), weights[index], metrics))
-                self.trained.append(trained.adapter.select(index))
-            else:
-                self.rejected[client] = "non-finite loss or update"
-        self.steps += steps
-        if (rotation := upload.rotation) is not None:
-            keep = torch.tensor(finite, device=rotation.size.device)
-            self.sites = rotation.sites
-            self.sizes.append(rotation.size[:, keep])
-            self.angles.append(rotation.angle[:, keep])
-            self.degenerate += int(rotation.degenerate[:, keep].sum())
-            self.flips += int(rotation.flipped[:, keep].sum())
-
-
-def measure(round: Round, before: ServerState, after: ServerState, *, full: bool) -> dict[str, Any]:
+def measure(round: Round, before: ServerState, step: Step, *, full: bool) -> dict[str, Any]:
     """The record of a round, without its number, evaluation and time.
 
     Args:
         round: the updates that were aggregated.
         before: the state whose adapter the clients received.
-        after: the state with the adapter to broadcast next.
-        full: every client took part in every round, so that factors which did not change need not be sent again.
+        step: what the server made of them.
+        full: every client took part in every round, so that what did not change need not be sent again.
     """
     weights = [update.weight for update in round.updates]
-    uploads = [update.adapter for update in round.updates]
-    plain = adapter_aggregation_error(round.trained, weights)
-    if round.method.laws.factor_mean and round.method.secure_aggregation:
-        error = adapter_aggregation_error(uploads, weights)
-    else:
-        error = adapter_broadcast_error(uploads, weights, after.adapter)
+    uploads = leveled([update.adapter for update in round.updates])
+    plain = adapter_aggregation_error(leveled(round.trained), weights)
+    error = _error(round, uploads, weights, step)
     losses = [update.metrics["loss"] for update in round.updates]
     return {
         "loss": sum(losses) / len(losses),
@@ -82,13 +37,86 @@ def measure(round: Round, before: ServerState, after: ServerState, *, full: bool
         "aggregation_error_unaligned": float(plain.absolute),
         "aggregation_error_relative_unaligned": float(plain.relative),
         **_rotation(round),
-        **after.method.numbers,
-        "drift": float(torch.stack([drift(trained, before.adapter) for trained in round.trained]).mean()),
-        **_bytes(round, before, full=full),
+        **step.state.method.numbers,
+        **_residual(step),
+        "drift": float(torch.stack(round.drifts).mean()),
+        **traffic(round, before, full=full),
+        **_clients(round),
+    }
+
+
+def nobody(round: Round, before: ServerState, *, full: bool) -> dict[str, Any]:
+    """The record of a round in which no chosen client reported: there was nothing to train, aggregate or measure."""
+    return {**traffic(round, before, full=full), **_clients(round)}
+
+
+def _error(
+    round: Round, uploads: Sequence[Adapter], weights: Sequence[float], step: Step
+) -> AggregationError:
+    """The distance of what clients end up with, on average, from the mean of what they trained."""
+    laws = round.method.laws
+    if laws.factor_mean and round.method.secure_aggregation and not laws.residual:
+        return adapter_aggregation_error(uploads, weights)
+    broadcast = step.aggregated
+    if laws.personal:  # what stays with the clients, on average
+        mean = _mean_factors(uploads, weights)
+        sent = round.method.uploads(round.number)
+        sites = {
+            site: Factors(f.a if sent.a else mean[site].a, f.b if sent.b else mean[site].b)
+            for site, f in broadcast.sites.items()
+        }
+        broadcast = replace(broadcast, sites=sites)
+    return adapter_broadcast_error(uploads, weights, broadcast)
+
+
+def _mean_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Factors]:
+    shares = normalise(weights, len(adapters))
+
+    def mean(tensors: Sequence[Tensor]) -> Tensor:
+        total = sum(share * tensor.double() for share, tensor in zip(shares, tensors, strict=True))
+        return torch.as_tensor(total)
+
+    return {
+        site: Factors(
+            mean([adapter.sites[site].a for adapter in adapters]),
+            mean([adapter.sites[site].b for adapter in adapters]),
+        )
+        for site in adapters[0].sites
+    }
+
+
+def leveled(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Adapters of unequal rank zero-padded, site by site, to the largest among them."""
+    first = adapters[0].sites
+    ranks = {site: max(adapter.sites[site].rank for adapter in adapters) for site in first}
+    return [_padded(adapter, ranks) for adapter in adapters]
+
+
+def _padded(adapter: Adapter, ranks: dict[str, int]) -> Adapter:
+    if all(f.rank == ranks[site] for site, f in adapter.sites.items()):
+        return adapter
+    wide = {site: adapter.resized(rank).sites[site] for site, rank in ranks.items()}
+    return replace(adapter, sites=wide)
+
+
+def _residual(step: Step) -> dict[str, float]:
+    held = step.state.adapter.residual
+    if not held:
+        return {}
+    return {"residual_rank": max(f.rank for f in held.values()), "residual_lost": step.residual_lost}
+
+
+def _clients(round: Round) -> dict[str, Any]:
+    part = round.participation
+    return {
         "clients": len(round.updates),
         "rejected": len(round.rejected),
+        "dropped": len(part.dropped),
+        "stale": len(part.lags),
         "client_ids": sorted(update.client for update in round.updates),
         "rejected_clients": {str(client): why for client, why in sorted(round.rejected.items())},
+        "dropped_clients": list(part.dropped),
+        "stale_clients": {str(client): lag for client, lag in sorted(part.lags.items())},
         "client_steps": round.steps,
     }
 
@@ -104,16 +132,3 @@ def _rotation(round: Round) -> dict[str, Any]:
         "degenerate": round.degenerate,
         "flips": round.flips,
     }
-
-
-def _bytes(round: Round, before: ServerState, *, full: bool) -> dict[str, int]:
-    """Bytes of the messages as serialised. All clients' messages have one form, so one of each is serialised."""
-    method, number, count = round.method, round.number, round.count
-    up = method.uploads(number)
-    size_up = len(encode(round.updates[0].adapter, a=up.a, b=up.b))
-    if number > 1 and full:
-        down = method.changes(number - 1)  # clients still hold the rest, and any earlier reference
-        size_down = len(encode(before.adapter, a=down.a, b=down.b))
-    else:
-        size_down = len(encode(before.adapter)) + sum(len(encode(adapter)) for adapter in before.history)
-    return {"bytes_up": size_up * count, "bytes_down": size_down * count}

@@ -13,8 +13,9 @@ from fedrot.core.adapter import Adapter
 from fedrot.engines.groups import choose_group_size
 from fedrot.engines.shared import Shared, base_key, frozen_key, task_key
 from fedrot.errors import ConfigError, ModelError
-from fedrot.methods import Method, build
+from fedrot.methods import Method, build, methods
 from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
+from fedrot.participation import deal_ranks
 from fedrot.partition import Partition, partition
 from fedrot.stacked import StackedModel
 from fedrot.tasks.base import TaskData
@@ -45,11 +46,24 @@ class Federation:
     validation: Split | None
     test: Split
     group_size: int
+    ranks: tuple[int, ...]
+    """Of every client; all `lora.rank` unless the recipe mixes them."""
 
     @property
     def clients(self) -> int:
         """How many clients the training data was dealt to."""
         return len(self.partition.rows)
+
+    @property
+    def full(self) -> bool:
+        """Whether every client takes part in every round, so that all of them hold the last broadcast."""
+        settings = self.config.federation
+        return settings.fraction == 1 and not settings.dropout and not settings.stale
+
+    @property
+    def weights(self) -> list[float]:
+        """Every client's unnormalised aggregation weight."""
+        return [self.weight(client) for client in range(self.clients)]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -87,10 +101,12 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         ConfigError, DataError, ModelError: as the parts do.
     """
     method = build(config.method.name, config.method.options, config.seed)
+    _check_support(config, method)
     device = choose_device(config.train.device)
     shared = shared or Shared()
     task = shared.get("task", task_key(config), lambda: load_task(config.task, config.seed))
     shares = partition(task.train, config.partition, config.federation.clients, config.seed)
+    ranks = deal_ranks(config.lora, len(shares.rows), config.seed)
     base = shared.get("base", base_key(config), lambda: _base(config, task, device))
     initial = initial_adapter(base, config.lora, config.seed)
     if config.model.adapter is not None:
@@ -121,6 +137,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         split("validation") if task.validation is not None else None,
         split("test"),
         choose_group_size(config, len(shares.rows), model, initial, train.data),
+        ranks,
     )
 
 
@@ -133,6 +150,30 @@ def _base(config: RunConfig, task: TaskData, device: torch.device) -> BaseModel:
         device=device,
         modules_to_save=config.lora.modules_to_save,
     )
+
+
+def _check_support(config: RunConfig, method: Method) -> None:
+    """Refuse what the method does not declare to support.
+
+    Raises:
+        ConfigError: names the key, the method, and the methods that can.
+    """
+    ranks = config.lora.ranks
+    mixed = ranks is not None and {int(rank) for rank in ranks} != {config.lora.rank}
+    for asked, law, why in (
+        (mixed, "mixed_ranks", "lora.ranks: all clients of method {name!r} need the server's rank"),
+        (
+            config.federation.stale > 0,
+            "stale",
+            f"federation.stale = {config.federation.stale:g}: method {{name!r}} cannot take an update that was "
+            "computed from an earlier broadcast",
+        ),
+    ):
+        if asked and not getattr(method.laws, law):
+            able = ", ".join(repr(name) for name, cls in methods().items() if getattr(cls.laws, law))
+            raise ConfigError(
+                f"{why.format(name=method.name)}; methods that can: {able}; or leave the key out"
+            )
 
 
 def choose_device(name: str) -> torch.device:

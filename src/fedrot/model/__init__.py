@@ -2,12 +2,14 @@
 
 from fedrot.model.base import BaseModel, load_base, load_base_for, resolve_path
 from fedrot.model.exchange import load_peft, save_peft
+from fedrot.model.fold import Fold
 from fedrot.model.merge import merged, save_merged
 from fedrot.model.pooled import PooledClassifier
 from fedrot.model.sites import block_of, find_sites, initial_adapter
 
 __all__ = [
     "BaseModel",
+    "Fold",
     "PooledClassifier",
     "block_of",
     "find_sites",

@@ -13,6 +13,7 @@ Record = Mapping[str, Any]
 _NUMBERS = (
     "loss",
     "accuracy",
+    "local_accuracy",
     "eval_loss",
     "macro_f1",
     "validation_accuracy",
@@ -31,6 +32,10 @@ _NUMBERS = (
     "seconds",
     "clients",
     "rejected",
+    "dropped",
+    "stale",
+    "residual_rank",
+    "residual_lost",
 )
 BROKEN_SUMMARY = "mend it, or delete it to report from metrics.jsonl alone"
 

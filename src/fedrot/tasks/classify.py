@@ -81,6 +81,14 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return dict(zip(("accuracy", "macro_f1", "loss"), values, strict=True))
 
 
+def recalls(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of each class' examples that `(n, C)` logits get right: `(C,)` float64, NaN for a class without any."""
+    classes = logits.shape[-1]
+    right = logits.argmax(-1) == labels
+    support = torch.bincount(labels, minlength=classes).double()
+    return torch.bincount(labels[right], minlength=classes).double() / support
+
+
 def _read(data: str, config: TaskConfig, key: str = "task.data") -> Source:
     kind, colon, name = data.partition(":")
     if data in CORPORA:

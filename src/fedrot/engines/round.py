@@ -1,0 +1,86 @@
+"""One round's updates as they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedrot.client import Trained
+from fedrot.core.adapter import Adapter
+from fedrot.core.diagnostics import drift
+from fedrot.methods import Method, Update, Upload
+from fedrot.participation import Participation
+
+
+class Round:
+    """Collects the updates of a round; those with a number that is not finite are rejected and counted.
+
+    Attributes:
+        updates: accepted, in the order they came.
+        trained: the adapters behind them, before the method's upload hook.
+        drifts: of each, from what its client started from.
+        messages: one uploaded adapter of every rank, whose size is that of all of that rank.
+    """
+
+    def __init__(
+        self, method: Method, number: int, participation: Participation, ranks: Sequence[int]
+    ) -> None:
+        self.method = method
+        self.number = number
+        self.participation = participation
+        self.updates: list[Update] = []
+        self.trained: list[Adapter] = []
+        self.drifts: list[Tensor] = []
+        self.rejected: dict[int, str] = {}
+        self.ranks = ranks
+        self.messages: dict[int, Adapter] = {}
+        self.sizes: list[Tensor] = []
+        self.angles: list[Tensor] = []
+        self.sites: tuple[str, ...] = ()
+        self.degenerate = 0
+        self.flips = 0
+        self.steps = 0
+
+    @property
+    def count(self) -> int:
+        """Clients heard of so far."""
+        return len(self.updates) + len(self.rejected)
+
+    def add(
+        self,
+        trained: Trained,
+        start: Adapter,
+        upload: Upload,
+        weights: Sequence[float],
+        steps: int,
+    ) -> None:
+        """Take in a group.
+
+        Args:
+            trained: the stack as trained.
+            start: what its clients started from, one adapter for all or a stack.
+            upload: the stack as the method uploads it.
+            weights: of the clients, unnormalised.
+            steps: local steps of all of them together.
+        """
+        finite = (trained.finite & upload.adapter.finite(stacked=True)).tolist()
+        losses = trained.loss.tolist()
+        for index, client in enumerate(trained.clients):
+            self.messages.setdefault(self.ranks[client], upload.adapter.select(index))
+            if finite[index]:
+                metrics = {"loss": losses[index]}
+                self.updates.append(Update(client, upload.adapter.select(index), weights[index], metrics))
+                self.trained.append(trained.adapter.select(index))
+                self.drifts.append(drift(self.trained[-1], start.select(index) if start.batch else start))
+            else:
+                self.rejected[client] = "non-finite loss or update"
+        self.steps += steps
+        if (rotation := upload.rotation) is not None:
+            keep = torch.tensor(finite, device=rotation.size.device)
+            self.sites = rotation.sites
+            self.sizes.append(rotation.size[:, keep])
+            self.angles.append(rotation.angle[:, keep])
+            self.degenerate += int(rotation.degenerate[:, keep].sum())
+            self.flips += int(rotation.flipped[:, keep].sum())
