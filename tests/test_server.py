@@ -44,12 +44,23 @@ def test_history_is_as_long_as_the_method_needs() -> None:
     states = [ServerState(0, adapter(0.1))]
     method = build("fedrot", {"reference": "two-back"}, 0)
     for round in range(1, 4):
-        states.append(aggregate(method, states[-1], [Update(0, adapter(round), 1.0)]))
+        states.append(aggregate(method, states[-1], [Update(0, adapter(round), 1.0)]).state)
     assert [len(state.history) for state in states] == [0, 1, 1, 1]
-    assert states[-1].reference is states[-2].adapter
-    plain = aggregate(build("fedit", {}, 0), states[0], [Update(0, adapter(1), 1.0)])
+    assert states[-1].broadcast(method.reference_lag) is states[-2].adapter
+    plain = aggregate(build("fedit", {}, 0), states[0], [Update(0, adapter(1), 1.0)]).state
     assert plain.history == ()
-    assert plain.reference is plain.adapter
+    assert plain.broadcast(1) is plain.adapter
+
+
+def test_history_serves_stale_clients_too() -> None:
+    states = [ServerState(0, adapter(0.1))]
+    for round in range(1, 6):
+        step = aggregate(build("fedit", {}, 0), states[-1], [Update(0, adapter(round), 1.0)], history=3)
+        states.append(step.state)
+    assert [len(state.history) for state in states] == [0, 1, 2, 3, 3, 3]
+    assert states[-1].broadcast(0) is states[-1].adapter
+    assert states[-1].broadcast(2) is states[-3].adapter
+    assert states[-1].broadcast(9) is states[-4].adapter, "the earliest that is still there"
 
 
 def test_a_message_comes_back_to_the_bit_and_in_order() -> None:

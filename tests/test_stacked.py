@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,15 @@ from torch import Tensor
 from fedrot.cache import FrozenCache
 from fedrot.client import Trained, clip_per_client, plan_group, train_group
 from fedrot.config import RunConfig
-from fedrot.core import Adapter
+from fedrot.core import Adapter, Factors
+from fedrot.core.adapter import stack
+from fedrot.core.diagnostics import drift
 from fedrot.core.dropout import keep_mask
 from fedrot.engines.setup import Federation, prepare
 from fedrot.errors import ConfigError, ModelError
+from fedrot.evaluate import predict
 from fedrot.methods import Trainable
+from fedrot.tasks import loss as example_loss
 
 Make = Callable[..., RunConfig]
 
@@ -281,6 +286,126 @@ def test_a_residual_is_refused_rather_than_left_out(recipe: Make) -> None:
     start = federation.initial
     with pytest.raises(ModelError, match="carries a residual"):
         federation.model.load(Adapter(start.sites, start.head, start.scale, residual=start.sites))
+
+
+def residual_of(federation: Federation, seed: int = 0) -> dict[str, Factors]:
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        site: Factors(torch.randn(3, f.d_in, generator=draw), 0.1 * torch.randn(f.d_out, 3, generator=draw))
+        for site, f in federation.initial.sites.items()
+    }
+
+
+def test_a_residual_acts_like_further_directions_of_the_adapter(recipe: Make) -> None:
+    federation = prepare(recipe())
+    start, data = federation.initial.map(lambda t: t + 0.05), federation.test.data
+    residual = residual_of(federation)
+    wide = {
+        site: Factors(torch.cat([f.a, residual[site].a]), torch.cat([f.b, residual[site].b], 1))
+        for site, f in start.sites.items()
+    }
+    folded = predict(federation.model, replace(start, residual=residual), data, batch=16)
+    torch.testing.assert_close(predict(federation.model, replace(start, sites=wide), data, batch=16), folded)
+    assert not torch.allclose(predict(federation.model, start, data, batch=16), folded, atol=1e-3)
+
+
+def test_base_weights_come_back_to_the_bit_after_any_residuals(recipe: Make) -> None:
+    federation = prepare(recipe(train__precision="bfloat16"))
+    before = {name: tensor.clone() for name, tensor in federation.base.module.state_dict().items()}
+    stacked = federation.initial.expand(1)
+    site = next(iter(federation.initial.sites))
+    layer = federation.model.layers[site].base
+    first = residual_of(federation, 1)
+    federation.model.load(stacked, residual=first)
+    once = layer.weight.clone()
+    for seed in (2, 3):
+        federation.model.load(stacked, residual=residual_of(federation, seed))
+    assert not torch.equal(layer.weight, once)
+    federation.model.load(stacked, residual=first)
+    assert torch.equal(layer.weight, once), "always from the original weights"
+    federation.model.unload()
+    after = federation.base.module.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    federation.model.load(stacked, residual=first)
+    federation.model.close()
+    after = federation.base.module.state_dict()
+    names = {name.replace(".base.", "."): tensor for name, tensor in before.items()}
+    assert all(torch.equal(names[name], tensor) for name, tensor in after.items())
+
+
+def test_cached_frozen_blocks_are_valid_under_a_residual(recipe: Make) -> None:
+    options = {"lora__layers": "last:2", "train__optimizer": "sgd", "train__lr": 0.1}
+    plain, cached = prepare(recipe(**options)), prepare(recipe(**options, train__cache_frozen=True))
+    assert cached.train.cache is not None
+    found: list[dict[int, dict[str, Tensor]]] = []
+    for federation in (plain, cached):
+        found.append(train(federation, [[0, 1]]))  # fills the cache without the residual
+        start = replace(federation.initial, residual=residual_of(federation))
+        rows = [federation.partition.rows[client] for client in (0, 1)]
+        plan = plan_group((0, 1), rows, federation.config.train, seed=1, round=2)
+        settings = federation.config.train
+        result = train_group(
+            federation.model,
+            federation.train.data,
+            start,
+            plan,
+            settings,
+            Trainable(),
+            federation.train.cache,
+        )
+        found.append({client: result.adapter.select(client).tensors() for client in (0, 1)})
+    assert_close(found[1], found[3])
+    with pytest.raises(AssertionError):
+        assert_close(found[0], found[1])
+
+
+def test_clients_start_each_from_their_own_adapter(recipe: Make) -> None:
+    federation = prepare(recipe(train__optimizer="sgd", train__lr=0.1))
+    settings, rows = federation.config.train, federation.partition.rows
+    starts = [federation.initial.map(lambda t, c=c: t + 0.01 * (c + 1)) for c in range(3)]
+
+    def trained(clients: list[int], received: Adapter) -> dict[int, dict[str, Tensor]]:
+        plan = plan_group(clients, [rows[c] for c in clients], settings, seed=1, round=1)
+        result = train_group(federation.model, federation.train.data, received, plan, settings, Trainable())
+        return {client: result.adapter.select(i).tensors() for i, client in enumerate(clients)}
+
+    together = trained([0, 1, 2], stack(starts))
+    for client in range(3):
+        assert_close({client: together[client]}, trained([client], starts[client]))
+
+
+def test_the_proximal_term_is_the_gradient_of_its_penalty(recipe: Make) -> None:
+    """Against a plain loop that adds `mu / 2 ||w - w0||^2` to the loss and lets autograd differentiate it."""
+    options = {"train__optimizer": "sgd", "train__lr": 0.1, "train__bucket": False, "train__local_steps": 4}
+    federation = prepare(recipe(**options, train__prox=0.7))
+    federation.base.module.double()
+    config, data = federation.config.train, federation.train.data
+    start = federation.initial.map(lambda t: t.double() + 0.01)
+    rows = [federation.partition.rows[c] for c in (0, 1)]
+    plan = plan_group((0, 1), rows, config, seed=3, round=1)
+    result = train_group(federation.model, data, start, plan, config, Trainable())
+    plain = train_group(
+        federation.model, data, start, plan, config.model_copy(update={"prox": 0.0}), Trainable()
+    )
+    for client in (0, 1):
+        held = federation.model.load(start.expand(1), a=True, b=True, head=True)
+        origin = start.expand(1).tensors()
+        for picked in plan.rows[:, client]:
+            batch = data.batch(picked)
+            penalty = sum((t - origin[key]).square().sum() for key, t in held.tensors().items())
+            loss = example_loss(federation.model.logits(batch), batch.labels).mean() + 0.35 * penalty
+            tensors = list(held.tensors().values())
+            gradients = torch.autograd.grad(loss, tensors)
+            size = torch.stack([g.norm() for g in gradients]).norm()
+            with torch.no_grad():
+                for tensor, gradient in zip(tensors, gradients, strict=True):
+                    tensor -= config.lr * gradient * min(1.0, 1.0 / (float(size) + 1e-6))
+        for key, tensor in held.tensors().items():
+            torch.testing.assert_close(
+                result.adapter.tensors()[key][client], tensor[0].detach(), rtol=1e-8, atol=1e-10
+            )
+    pulled, free = (drift(r.adapter, start).mean() for r in (result, plain))
+    assert pulled < free
 
 
 def test_bfloat16_trains_with_float32_adapters(recipe: Make) -> None:

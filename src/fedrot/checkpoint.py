@@ -49,7 +49,8 @@ def save_checkpoint(directory: Path, state: ServerState, record: Mapping[str, An
         directory.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        tensors = _tensors(state)
+        named = _named(state)
+        tensors, same = _once(named)
         blob = safetensors.torch.save(tensors)
         facts = {
             "format": FORMAT,
@@ -59,7 +60,8 @@ def save_checkpoint(directory: Path, state: ServerState, record: Mapping[str, An
             "personal": sorted(client for client, kept in state.personal.items() if kept),
             "numbers": dict(state.method.numbers),
             "record": dict(record),
-            "order": list(tensors),
+            "order": list(named),
+            "same": same,
             "tensors": hashlib.sha256(blob).hexdigest(),
         }
         _write(partial / "state.safetensors", blob)
@@ -119,7 +121,7 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     groups: dict[str, dict[str, Tensor]] = {}
     for key in facts["order"]:  # safetensors files keep no order of their own
         group, _, name = key.partition(":")
-        groups.setdefault(group, {})[name] = stored_tensors[key]
+        groups.setdefault(group, {})[name] = stored_tensors[facts["same"].get(key, key)]
     names = ["adapter", *(f"history-{i}" for i in range(facts["history"]))]
     adapter, *history = (Adapter.from_tensors(groups[name], facts["scale"]) for name in names)
     method = MethodState(groups.get("method", {}), facts["numbers"])
@@ -128,17 +130,36 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     return ServerState(facts["round"], adapter, tuple(history), method, change, personal), facts["record"]
 
 
-def _tensors(state: ServerState) -> dict[str, Tensor]:
+def _named(state: ServerState) -> dict[str, Tensor]:
+    """Every tensor of a state, under `<group>:<name>`."""
     groups: dict[str, Mapping[str, Tensor]] = {
         "adapter": state.adapter.tensors(),
         "method": state.method.tensors,
+        "change": Adapter({}, residual=state.change).tensors(),
     }
-    groups["change"] = Adapter({}, residual=state.change).tensors()
     groups |= {f"history-{i}": adapter.tensors() for i, adapter in enumerate(state.history)}
     groups |= {f"client-{client}": kept for client, kept in state.personal.items()}
-    return {
-        f"{g}:{key}": t.detach().contiguous().cpu() for g, group in groups.items() for key, t in group.items()
-    }
+    return {f"{g}:{key}": tensor for g, group in groups.items() for key, tensor in group.items()}
+
+
+def _once(named: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What to write, and `name -> name` of tensors that are there already: what a round did not change."""
+    tensors: dict[str, Tensor] = {}
+    names: dict[int, str] = {}
+    same: dict[str, str] = {}
+    storages: set[int] = set()
+    for name, tensor in named.items():
+        if id(tensor) in names:
+            same[name] = names[id(tensor)]
+            continue
+        names[id(tensor)] = name
+        flat = tensor.detach().contiguous().cpu()
+        pointer = flat.untyped_storage().data_ptr()
+        tensors[name] = (
+            flat.clone() if pointer in storages else flat
+        )  # safetensors writes no views of one another
+        storages.add(pointer)
+    return tensors, same
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

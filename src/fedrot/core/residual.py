@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from fedrot.core.adapter import Factors
-from fedrot.core.lowrank import norm, truncate
+from fedrot.core.lowrank import compress, norm, truncate
 
 
 class Accumulated(NamedTuple):
@@ -58,7 +58,7 @@ def accumulate(
         a, b, values = truncate(both.a, both.b, limit)
         kept[site] = Factors(a.to(both.a.dtype), b.to(both.b.dtype))
         exact = new if limit == full else kept[site] if old is None else _joined(kept[site], old, -1.0)
-        change[site] = _shortened(exact, full)
+        change[site] = compress(exact)
         squares = values.double().square()
         lost += float(squares[limit:].sum())
         whole += float(squares.sum())
@@ -68,10 +68,3 @@ def accumulate(
 def _joined(one: Factors, other: Factors, sign: float) -> Factors:
     """`one + sign * other` as one product."""
     return Factors(torch.cat([one.a, other.a], -2), torch.cat([one.b, sign * other.b], -1))
-
-
-def _shortened(factors: Factors, full: int) -> Factors:
-    if factors.rank <= full:
-        return factors
-    a, b, _ = truncate(factors.a, factors.b, full)
-    return Factors(a.to(factors.a.dtype), b.to(factors.b.dtype))

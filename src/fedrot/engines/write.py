@@ -37,7 +37,7 @@ def save_adapter(
     if state.personal:
         card["note"] = (
             f"Method {config.method.name!r} leaves a part of the model with each client. This adapter holds the "
-            f"weighted mean of the parts of {len(state.personal)} clients around what they share, and is no client's own."
+            f"weighted mean of the parts of {len(state.personal)} clients around what they share: no client's own."
         )
     save_peft(directory, represented(state, weights, ranks), base, config.lora, card)
 
