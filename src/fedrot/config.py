@@ -190,6 +190,9 @@ class FederationConfig(Section):
     group_size: int | Literal["auto"] = "auto"
     evaluate_every: int = Field(default=1, gt=0)
     evaluate_batch: int = Field(default=64, gt=0)
+    upload_frame: Literal["own", "svd", "random"] = "own"
+    """A stress: before the method's own upload step each client writes its update in other factors of the same product,
+    those of its singular value decomposition or randomly rotated ones. Only for methods that send both factors."""
 
     @model_validator(mode="after")
     def _positive_group(self) -> FederationConfig:
@@ -216,6 +219,9 @@ class OutputConfig(Section):
     keep_checkpoints: int = Field(default=2, ge=2)
     personal: bool = False
     """Write every client's own adapter to `personal/client-000/` and so on, for methods that leave a part there."""
+    diagnostics: bool = False
+    """Of `fedrot`, also record the quantities of the paper's bound and the error that each strength would have had, see
+    [Theory](theory.md#diagnostics); costs about one more measurement of the aggregation error a round."""
 
 
 class RunConfig(Section):

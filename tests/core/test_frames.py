@@ -55,6 +55,15 @@ def test_an_update_of_zero_and_a_rank_beyond_the_layer_have_an_svd_frame() -> No
     torch.testing.assert_close(b @ a, wide.b @ wide.a)
 
 
+def test_one_client_that_is_not_finite_leaves_the_others_alone() -> None:
+    f = drawn(3)
+    f.a[1, 0, 0] = torch.nan
+    a, b = svd_frame(f.a, f.b)
+    assert a[1].isnan().all()
+    assert b[1].isnan().all()
+    torch.testing.assert_close(b[[0, 2]] @ a[[0, 2]], f.b[[0, 2]] @ f.a[[0, 2]])
+
+
 def test_haar_draws_rotations_evenly() -> None:
     turns = torch.stack([haar(4, generator(seed, "haar")) for seed in range(2000)])
     torch.testing.assert_close(turns @ turns.mT, torch.eye(4, dtype=torch.float64).expand(2000, 4, 4))

@@ -37,10 +37,12 @@ def svd_frame(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         b: `(..., d_out, r)`.
 
     Returns:
-        Both in the same shapes; float64 if an input is, else float32.
+        Both in the same shapes; float64 if an input is, else float32. NaN where an input is not finite.
     """
-    near = truncate(a, b, a.shape[-2])
-    return near.a, near.b
+    whole = a.isfinite().all(-1).all(-1) & b.isfinite().all(-1).all(-1)
+    known = whole[..., None, None]
+    near = truncate(torch.where(known, a, 0), torch.where(known, b, 0), a.shape[-2])
+    return torch.where(known, near.a, torch.nan), torch.where(known, near.b, torch.nan)
 
 
 def haar(rank: int, draws: torch.Generator) -> Tensor:

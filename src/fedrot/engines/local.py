@@ -14,6 +14,8 @@ from fedrot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedrot.client import plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
+from fedrot.core.frames import reframe
+from fedrot.engines.diagnose import diagnose_round
 from fedrot.engines.evaluation import evaluate_state
 from fedrot.engines.finish import finish, probe
 from fedrot.engines.measure import measure, nobody
@@ -129,6 +131,8 @@ def run_round(
             residual_rank=config.lora.residual_rank,
         )
         after, record = step.state, measure(round, state, step, full=federation.full)
+        if config.output.diagnostics:
+            record |= diagnose_round(round, state.broadcast(federation.method.reference_lag), config.train.lr)
     training = time.perf_counter() - started
     record = {"round": number, **record}
     if number % config.federation.evaluate_every == 0 or number == config.federation.rounds:
@@ -168,6 +172,9 @@ def _train(federation: Federation, state: ServerState, round: Round, cohort: Coh
         train.cache,
         residual=received.residual,
     )
+    frame = config.federation.upload_frame
+    turned = reframe(trained.adapter, frame, config.seed, round.number, trained.clients)
+    trained = replace(trained, adapter=turned)
     # A stale update is aligned to what its fellows hold now, not to what it was computed from.
     reference = state.broadcast(0 if cohort.lag else method.reference_lag)
     upload = method.before_upload(

@@ -174,6 +174,12 @@ def _check_support(config: RunConfig, method: Method) -> None:
             raise ConfigError(
                 f"{why.format(name=method.name)}; methods that can: {able}; or leave the key out"
             )
+    frame, travels = config.federation.upload_frame, [method.uploads(number) for number in (1, 2)]
+    if frame != "own" and not all(sent.a and sent.b for sent in travels):
+        raise ConfigError(
+            f"federation.upload_frame = {frame!r}: method {method.name!r} does not send both factors, and one in "
+            "another frame is of no use; set federation.upload_frame = 'own', or choose a method that sends both"
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from fedrot.report.canvas import Chart, render_png, render_svgs
 from fedrot.report.lines import accuracy_by_bytes_chart, accuracy_chart, bytes_chart, error_chart, loss_chart
 from fedrot.report.load import Record, Run, finite, load_run, rotated
 from fedrot.report.maps import rotation_chart, skew_chart
+from fedrot.report.strength import diagnosed, strength_chart
 from fedrot.report.words import (
     HEADERS,
     MISSING,
@@ -34,6 +35,7 @@ CHARTS: Mapping[str, tuple[str, Callable[[Run], Chart | str]]] = {
     "label_skew": ("Labels by client", skew_chart),
     "bytes": ("Bytes sent", bytes_chart),
     "accuracy_by_bytes": ("Accuracy against bytes", accuracy_by_bytes_chart),
+    "strength": ("Error by strength", strength_chart),
 }
 
 
@@ -47,6 +49,9 @@ def write_report(run_dir: Path) -> Path:
     """
     run = load_run(Path(run_dir))
     charts = {name: build(run) for name, (_, build) in CHARTS.items()}
+    if not diagnosed(run):
+        (run.directory / "plots" / "strength.png").unlink(missing_ok=True)
+        del charts["strength"]  # a recipe that did not ask for it needs no word on it
     try:
         notes = [*run.notes, *_write_plots(run.directory / "plots", charts)]
         target = run.directory / "report.html"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,25 @@ def check_record(value: Any, path: Path, position: int) -> Record:
     sites = value.get("rotation_by_site") or {}
     if not isinstance(sites, dict) or not all(_is_number(v) for v in sites.values()):
         raise refuse("rotation_by_site", sites, "an object of site name to number")
+    check_diagnostics(value.get("diagnostics"), refuse)
     rejected = value.get("rejected_clients") or {}
     if not isinstance(rejected, dict):
         raise refuse("rejected_clients", rejected, "an object of client to reason")
     return value
+
+
+def check_diagnostics(found: Any, refuse: Callable[[str, Any, str], OutputError]) -> None:
+    """Refuse diagnostics of a round that the report cannot draw."""
+    if found is None:
+        return
+    if not isinstance(found, dict):
+        raise refuse("diagnostics", found, "an object")
+    errors = found.get("error_by_strength") or {}
+    if not isinstance(errors, dict) or not all(_is_number(v) and v is not None for v in errors.values()):
+        raise refuse("diagnostics.error_by_strength", errors, "an object of strength to number")
+    interval = found.get("admissible")
+    if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
+        raise refuse("diagnostics.admissible", interval, "two numbers or null")
 
 
 def _is_number(value: Any) -> bool:
