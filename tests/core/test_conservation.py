@@ -1,9 +1,9 @@
 """Why alignment has little to do in ordinary rounds: gradient flow conserves what a rotation would need.
 
 For any loss `f(b a)` with gradient `G` in `b a`, the flow is `da/dt = -b.T G`, `db/dt = -G a.T`, so that
-`a' a.T = b.T b'`, and `a a.T - b.T b` is constant. Then `a a_ref.T + b.T b_ref` is symmetric to first order in the drift, since the skew
-part of `a' a.T + b'.T b` is that of `a' a.T - b.T b' = 0`; and to second order too, since one derivative more gives
-`a'' a.T - b.T b'' = b'.T b' - a' a'.T`, which is symmetric.
+`a' a.T = b.T b'`, and `a a.T - b.T b` is constant. Then `a a_ref.T + b.T b_ref` is symmetric to first order in the
+drift, since the skew part of `a' a.T + b'.T b` is that of `a' a.T - b.T b' = 0`; and to second order too, since one
+derivative more gives `a'' a.T - b.T b'' = b'.T b' - a' a'.T`, which is symmetric.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def merge(
     merged, rotation = _round(rule, clients, shares, start, [source.name for source in sources])
     if rank is not None:
         merged = replace(merged, sites={site: truncated(f, rank) for site, f in merged.sites.items()})
-    if rotation and rotation["degenerate"] >= len(clients) * len(merged.sites):
+    if rotation and rotation.get("degenerate", 0) >= len(clients) * len(merged.sites):
         warnings += ("no site was aligned: the reference carries no direction; see --reference",)
     result = _measured(rule, padded(given), shares, merged, rotation, warnings, balance)
     if target is None:
@@ -154,7 +154,8 @@ def _round(
     if not rule.shares_head:
         merged = replace(merged, head=weighted_mean([replace(c, sites={}) for c in clients], shares).head)
     turned = [upload.rotation for upload in uploads if upload.rotation is not None]
-    rotation = _turns(turned) if turned else dict(state.numbers)
+    measured = dict(state.numbers) if "rotation" in state.numbers else {}
+    rotation = _turns(turned) if turned else measured
     whole = Adapter(folded(merged), merged.head, merged.scale)
     wider = mixed or any(f.rank > clients[0].sites[s].rank for s, f in whole.sites.items())
     return (compact(whole) if wider else whole), rotation

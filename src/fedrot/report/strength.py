@@ -34,10 +34,10 @@ def strength_chart(run: Run) -> Chart | str:
     if (interval := intervals[-1]) is not None:
         lowest = min(y for line in lines for _, y in line.points)
         lines.append(Line("bound positive", [(x, lowest) for x in interval], 2, "dotted", "D"))
+    positive = sum(interval is not None for interval in intervals)
     caption = (
-        "The same uploads, averaged after alignment of each strength. In "
-        f"{sum(interval is not None for interval in intervals)} of {len(records)} rounds the paper's upper bound on the "
-        "error is lower with alignment at some strength than without; elsewhere it says nothing."
+        f"The same uploads, averaged after alignment of each strength. In {positive} of {len(records)} rounds the "
+        "paper's upper bound on the error is lower with alignment at some strength than without; elsewhere it says nothing."
     )
     plot = Plot(lines, "Strength", "Relative error", tips, rounds=False)
     keys = [Key(line.label, line.colour, line.shape) for line in lines]
