@@ -37,7 +37,8 @@ def strength_chart(run: Run) -> Chart | str:
     positive = sum(interval is not None for interval in intervals)
     caption = (
         f"The same uploads, averaged after alignment of each strength. In {positive} of {len(records)} rounds the "
-        "paper's upper bound on the error is lower with alignment at some strength than without; elsewhere it says nothing."
+        "paper's upper bound on the error is lower with alignment at some strength than without; elsewhere it says "
+        "nothing."
     )
     plot = Plot(lines, "Strength", "Relative error", tips, rounds=False)
     keys = [Key(line.label, line.colour, line.shape) for line in lines]
