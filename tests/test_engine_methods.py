@@ -20,6 +20,7 @@ from fedrot.engines.observer import Observer
 from fedrot.engines.run import run
 from fedrot.engines.setup import Federation, prepare
 from fedrot.evaluate import predict
+from fedrot.methods import MethodState
 from fedrot.stacked import model_inputs
 from fedrot.tasks import metrics
 
@@ -154,6 +155,14 @@ VARIETY: dict[str, dict[str, Any]] = {
         "method__reference": "two-back",
         "train__prox": 0.1,
     },
+    "turned frames and moments": {
+        "method": {"name": "flexlora"},
+        "server": {"optimizer": "adam"},
+        "lora__ranks": [1, 2, 2, 1],
+        "federation__dropout": 0.2,
+    },
+    "unequal ranks of sites": {"method": {"name": "florist"}, "server": {"optimizer": "avgm", "lr": 0.5}},
+    "residual and moments": {"method": {"name": "fedex"}, "server": {"optimizer": "yogi"}},
     "personal, stale and mixed": {
         "method": {"name": "fedsa"},
         "federation__stale": 0.5,
@@ -177,7 +186,7 @@ def test_resume_is_to_the_bit_and_group_size_changes_nothing(
     assert untimed(stored) == untimed(whole.records)
     ends = [load_checkpoint(tmp_path / name / "checkpoint") for name in ("whole", "part")]
     states = [end.state for end in ends if end is not None]
-    for name in ("adapter", "history", "personal", "change"):
+    for name in ("adapter", "history", "personal", "change", "method", "optimizer"):
         assert same(getattr(states[0], name), getattr(states[1], name)), name
     alone = run(recipe(**options, federation__group_size=1), out=tmp_path / "alone")
     for key, tensor in whole.adapter.tensors().items():
@@ -196,6 +205,8 @@ def same(one: Any, other: Any) -> bool:
         return same(one.tensors(), other.tensors())
     if isinstance(one, fedrot.Factors):
         return torch.equal(one.a, other.a) and torch.equal(one.b, other.b)
+    if isinstance(one, MethodState):
+        return same(one.tensors, other.tensors) and one.numbers == other.numbers
     if isinstance(one, Mapping):
         return list(one) == list(other) and all(same(value, other[key]) for key, value in one.items())
     return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
@@ -256,3 +267,27 @@ def test_local_accuracy_is_what_each_client_sees_on_its_own_mix(recipe: Make, tm
     found = result.records[-1]["local_accuracy"]
     assert found == pytest.approx(expected / sum(federation.weights), abs=1e-9)
     assert found != result.records[-1]["accuracy"]
+
+
+# ------------------------------------------------------------------------------------------- optimisers of the server
+
+
+def test_momentum_free_averaging_at_rate_one_is_the_method_itself(recipe: Make, tmp_path: Path) -> None:
+    plain = run(recipe(), out=tmp_path / "plain")
+    server = {"optimizer": "avgm", "momentum": 0.0, "lr": 1.0}
+    same_run = run(recipe(server=server), out=tmp_path / "same")
+    for key, tensor in plain.adapter.tensors().items():
+        torch.testing.assert_close(same_run.adapter.tensors()[key], tensor, rtol=1e-5, atol=1e-7)
+    assert same_run.records[-1]["accuracy"] == plain.records[-1]["accuracy"]
+
+
+@pytest.mark.parametrize("optimizer", ["avgm", "adam", "yogi", "adagrad"])
+def test_optimisers_of_the_server_change_what_is_broadcast_and_not_what_is_measured(
+    recipe: Make, tmp_path: Path, optimizer: str
+) -> None:
+    plain = run(recipe(), out=tmp_path / "plain").records
+    records = run(recipe(server={"optimizer": optimizer, "lr": 0.3}), out=tmp_path / "run").records
+    keys = ("loss", "aggregation_error", "drift", "bytes_up", "bytes_down")
+    assert [records[0][key] for key in keys] == [plain[0][key] for key in keys]
+    assert records[0]["eval_loss"] != plain[0]["eval_loss"]
+    assert records[1]["loss"] != plain[1]["loss"]

@@ -59,6 +59,7 @@ def save_checkpoint(directory: Path, state: ServerState, record: Mapping[str, An
             "history": len(state.history),
             "personal": sorted(client for client, kept in state.personal.items() if kept),
             "numbers": dict(state.method.numbers),
+            "optimizer": dict(state.optimizer.numbers),
             "record": dict(record),
             "order": list(named),
             "same": same,
@@ -127,7 +128,9 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     method = MethodState(groups.get("method", {}), facts["numbers"])
     change = Adapter.from_tensors(groups.get("change", {})).residual
     personal = {client: groups[f"client-{client}"] for client in facts["personal"]}
-    return ServerState(facts["round"], adapter, tuple(history), method, change, personal), facts["record"]
+    optimizer = MethodState(groups.get("optimizer", {}), facts["optimizer"])
+    state = ServerState(facts["round"], adapter, tuple(history), method, change, personal, optimizer)
+    return state, facts["record"]
 
 
 def _named(state: ServerState) -> dict[str, Tensor]:
@@ -135,6 +138,7 @@ def _named(state: ServerState) -> dict[str, Tensor]:
     groups: dict[str, Mapping[str, Tensor]] = {
         "adapter": state.adapter.tensors(),
         "method": state.method.tensors,
+        "optimizer": state.optimizer.tensors,
         "change": Adapter({}, residual=state.change).tensors(),
     }
     groups |= {f"history-{i}": adapter.tensors() for i, adapter in enumerate(state.history)}

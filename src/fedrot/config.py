@@ -201,6 +201,27 @@ class FederationConfig(Section):
         return self
 
 
+class ServerConfig(Section):
+    """What the server makes of the method's aggregate (FedOpt, Reddi et al., ICLR 2021; FedAvgM, Hsu et al., 2019)."""
+
+    optimizer: Literal["none", "avgm", "adam", "yogi", "adagrad"] = "none"
+    """Broadcast the method's aggregate as it is, or take its difference to the last broadcast as a gradient; see
+    [Optimisers on the server](server-optimizers.md)."""
+    lr: float | None = Field(default=None, gt=0)
+    """Its learning rate. Unset: 1 for `avgm`, 0.01 for the others, which move a number by about that a round."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of its first moment."""
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the second moment, for `adam` and `yogi`."""
+    tau: float = Field(default=1e-3, gt=0)
+    """How far the adaptive optimisers adapt: smaller is more."""
+
+    @property
+    def rate(self) -> float:
+        """`lr`, or its default for the optimiser."""
+        return self.lr if self.lr is not None else (1.0 if self.optimizer == "avgm" else 0.01)
+
+
 class EngineConfig(Section):
     """What runs the recipe."""
 
@@ -235,6 +256,7 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     train: TrainConfig = TrainConfig()
     federation: FederationConfig = FederationConfig()
+    server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     output: OutputConfig = OutputConfig()
 

@@ -35,7 +35,7 @@ class Cohort:
     """Clients of one rank and one lag, which can train in one stack."""
 
     clients: tuple[int, ...]
-    rank: int
+    rank: int | None
     lag: int
 
 
@@ -68,16 +68,21 @@ def _uniform(seed: int, purpose: str, round: int, client: int) -> float:
     return float(torch.rand((), generator=draws, dtype=torch.float64))
 
 
-def cohorts(participation: Participation, ranks: Sequence[int]) -> list[Cohort]:
+def cohorts(participation: Participation, ranks: Sequence[int | None]) -> list[Cohort]:
     """The reporting clients by rank and lag, the order among equals kept."""
-    kinds: dict[tuple[int, int], list[int]] = {}
+    kinds: dict[tuple[int | None, int], list[int]] = {}
     for client in participation.reporting:
         kinds.setdefault((ranks[client], participation.lags.get(client, 0)), []).append(client)
-    return [Cohort(tuple(members), rank, lag) for (rank, lag), members in sorted(kinds.items())]
+    return [Cohort(tuple(members), rank, lag) for (rank, lag), members in sorted(kinds.items(), key=_by_rank)]
 
 
-def deal_ranks(lora: LoraSettings, clients: int, seed: int) -> tuple[int, ...]:
-    """Every client's rank.
+def _by_rank(kind: tuple[tuple[int | None, int], list[int]]) -> tuple[int, int]:
+    (rank, lag), _ = kind
+    return rank or 0, lag
+
+
+def deal_ranks(lora: LoraSettings, clients: int, seed: int) -> tuple[int | None, ...]:
+    """Every client's rank; None where ranks are not mixed, and all follow what they receive.
 
     Shares become whole numbers of clients by largest remainder, and a seeded shuffle says which clients they are.
 
@@ -85,7 +90,7 @@ def deal_ranks(lora: LoraSettings, clients: int, seed: int) -> tuple[int, ...]:
         ConfigError: a list of another length than there are clients.
     """
     if lora.ranks is None:
-        return (lora.rank,) * clients
+        return (None,) * clients
     if isinstance(lora.ranks, list):
         if len(lora.ranks) != clients:
             raise ConfigError(

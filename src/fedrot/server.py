@@ -13,6 +13,7 @@ from fedrot.core.adapter import Adapter, Factors, weighted_mean
 from fedrot.core.residual import accumulate
 from fedrot.core.rng import generator
 from fedrot.methods.base import Method, MethodState, Update
+from fedrot.methods.server_optimizer import ServerOptimizer
 
 Personal = Mapping[int, Mapping[str, Tensor]]
 """By client, the tensors it keeps to itself, named as in `Adapter.tensors()`."""
@@ -34,6 +35,8 @@ class ServerState:
     """By how much the residual differs from the one broadcast before: all that clients which hold that one need."""
     personal: Personal = field(default_factory=dict[int, dict[str, Tensor]])
     """In a simulation the server's state holds what, in a federation, stays with the clients."""
+    optimizer: MethodState = field(default_factory=MethodState)
+    """Moments of the server's optimiser."""
 
     def to(self, device: torch.device) -> ServerState:
         """The same state with every tensor on `device`."""
@@ -48,6 +51,7 @@ class ServerState:
             _moved(self.method, move),
             {site: Factors(move(f.a), move(f.b)) for site, f in self.change.items()},
             {client: {key: move(t) for key, t in kept.items()} for client, kept in self.personal.items()},
+            _moved(self.optimizer, move),
         )
 
     def broadcast(self, lag: int = 0) -> Adapter:
@@ -65,7 +69,7 @@ class Step:
 
     state: ServerState
     aggregated: Adapter
-    """What the method made of the updates; its residual is the change of this round."""
+    """What the method made of the updates, before the server's optimiser; its residual is the change of this round."""
     residual_lost: float = 0.0
     """Share of the residual's norm that was cut off to keep its rank bounded."""
 
@@ -84,6 +88,7 @@ def aggregate(
     *,
     history: int = 0,
     residual_rank: int | None = None,
+    optimizer: ServerOptimizer | None = None,
 ) -> Step:
     """One server step: aggregate the round's updates and move on to the next round.
 
@@ -93,14 +98,18 @@ def aggregate(
         updates: of the clients that reported.
         history: earlier broadcasts to keep, if more than the method's own `reference_lag`.
         residual_rank: bound of the accumulated residual's rank; None keeps all of it.
+        optimizer: takes the aggregate for a direction; None broadcasts it as it is.
     """
     number = state.round + 1
     received = bare(state.adapter)
     fresh, method_state = method.aggregate(updates, received, state.method, number)
-    adapter, change, lost = fresh, fresh.residual, 0.0
+    moved, moments = fresh, state.optimizer
+    if optimizer is not None:
+        moved, moments = optimizer.step(method, received, fresh, state.optimizer, number)
+    adapter, change, lost = moved, fresh.residual, 0.0
     if fresh.residual or state.adapter.residual:
         grown = accumulate(state.adapter.residual, fresh.residual, residual_rank)
-        adapter, change, lost = replace(fresh, residual=grown.total), grown.change, grown.lost
+        adapter, change, lost = replace(moved, residual=grown.total), grown.change, grown.lost
     keep = max(history, method.reference_lag)
     after = ServerState(
         number,
@@ -109,6 +118,7 @@ def aggregate(
         method_state,
         change,
         {**state.personal, **_kept(method, updates, number)},
+        moments,
     )
     return Step(after, replace(fresh, residual=change), lost)
 
@@ -123,17 +133,23 @@ def bare(adapter: Adapter) -> Adapter:
     return replace(adapter, residual={}) if adapter.residual else adapter
 
 
-def truncated(adapter: Adapter, rank: int) -> Adapter:
-    """The adapter with the first `rank` directions of every site that has more (views)."""
-    if all(f.rank <= rank for f in adapter.sites.values()):
+def truncated(adapter: Adapter, rank: int | None) -> Adapter:
+    """The adapter with the first `rank` directions of every site that has more (views); None leaves it as it is."""
+    if rank is None or all(f.rank <= rank for f in adapter.sites.values()):
         return adapter
     return replace(
         adapter, sites={s: Factors(f.a[..., :rank, :], f.b[..., :rank]) for s, f in adapter.sites.items()}
     )
 
 
-def starts(broadcast: Adapter, personal: Personal, clients: Sequence[int], rank: int) -> Adapter:
+def starts(broadcast: Adapter, personal: Personal, clients: Sequence[int], rank: int | None) -> Adapter:
     """What clients of one rank begin a round with: the broadcast cut to their rank, and their own parts put in place.
+
+    Args:
+        broadcast: what they received.
+        personal: of all clients.
+        clients: those meant.
+        rank: theirs; None for whatever ranks the broadcast has.
 
     Returns:
         One adapter for all, or a stack where somebody has parts of its own. Without residual: that is in the base.
@@ -151,7 +167,7 @@ def starts(broadcast: Adapter, personal: Personal, clients: Sequence[int], rank:
     return Adapter.from_tensors(stacked, shared.scale)
 
 
-def represented(state: ServerState, weights: Sequence[float], ranks: Sequence[int]) -> Adapter:
+def represented(state: ServerState, weights: Sequence[float], ranks: Sequence[int | None]) -> Adapter:
     """One adapter for the whole federation: the broadcast, with the clients' own parts averaged where there are any.
 
     Args:

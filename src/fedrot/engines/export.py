@@ -57,7 +57,9 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
     return target
 
 
-def _clients(config: RunConfig, train: Dataset, state: ServerState) -> tuple[list[float], tuple[int, ...]]:
+def _clients(
+    config: RunConfig, train: Dataset, state: ServerState
+) -> tuple[list[float], tuple[int | None, ...]]:
     """Every client's weight and rank, as in the run; needed only where clients have parts of their own."""
     if not state.personal:
         return [], ()

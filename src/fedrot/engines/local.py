@@ -129,6 +129,7 @@ def run_round(
             round.updates,
             history=config.federation.stale_rounds if config.federation.stale else 0,
             residual_rank=config.lora.residual_rank,
+            optimizer=federation.optimizer,
         )
         after, record = step.state, measure(round, state, step, full=federation.full)
         if config.output.diagnostics:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedrot.core.adapter import Adapter, Factors, normalise
 from fedrot.core.measure import AggregationError, adapter_aggregation_error, adapter_broadcast_error
 from fedrot.engines.round import Round
 from fedrot.engines.traffic import traffic
+from fedrot.methods import Trainable
 from fedrot.server import ServerState, Step
 
 
@@ -26,8 +28,9 @@ def measure(round: Round, before: ServerState, step: Step, *, full: bool) -> dic
         full: every client took part in every round, so that what did not change need not be sent again.
     """
     weights = [update.weight for update in round.updates]
-    uploads = leveled([update.adapter for update in round.updates])
-    plain = adapter_aggregation_error(leveled(round.trained), weights)
+    sent = round.method.uploads(round.number)
+    uploads = leveled([update.adapter for update in round.updates], before.adapter, sent)
+    plain = adapter_aggregation_error(leveled(round.trained, before.adapter, sent), weights)
     error = _error(round, uploads, weights, step)
     losses = [update.metrics["loss"] for update in round.updates]
     return {
@@ -85,18 +88,27 @@ def _mean_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict
     }
 
 
-def leveled(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Adapters of unequal rank zero-padded, site by site, to the largest among them."""
-    first = adapters[0].sites
-    ranks = {site: max(adapter.sites[site].rank for adapter in adapters) for site in first}
-    return [_padded(adapter, ranks) for adapter in adapters]
+def leveled(adapters: Sequence[Adapter], received: Adapter, sent: Trainable) -> list[Adapter]:
+    """Adapters of unequal rank padded, site by site, to the largest among them; every product stays.
 
-
-def _padded(adapter: Adapter, ranks: dict[str, int]) -> Adapter:
-    if all(f.rank == ranks[site] for site, f in adapter.sites.items()):
-        return adapter
-    wide = {site: adapter.resized(rank).sites[site] for site, rank in ranks.items()}
-    return replace(adapter, sites=wide)
+    What travels is padded with zeros, as the server does. A factor that does not travel is the server's own, so a
+    smaller client's lacks directions that the server has: those are put back, against zeros in the other factor.
+    """
+    ranks = {site: max(adapter.sites[site].rank for adapter in adapters) for site in received.sites}
+    found: list[Adapter] = []
+    for adapter in adapters:
+        sites = dict(adapter.sites)
+        for site, f in adapter.sites.items():
+            if f.rank < ranks[site]:
+                own, full = f.rank, received.sites[site]
+                extra = ranks[site] - own
+                a, b = full.a[own : ranks[site]], full.b[:, own : ranks[site]]
+                sites[site] = Factors(
+                    pad(f.a, (0, 0, 0, extra)) if sent.a else torch.cat([f.a, a]),
+                    pad(f.b, (0, extra)) if sent.b else torch.cat([f.b, b], 1),
+                )
+        found.append(replace(adapter, sites=sites))
+    return found
 
 
 def _residual(step: Step) -> dict[str, float]:

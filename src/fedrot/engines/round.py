@@ -25,7 +25,7 @@ class Round:
     """
 
     def __init__(
-        self, method: Method, number: int, participation: Participation, ranks: Sequence[int]
+        self, method: Method, number: int, participation: Participation, ranks: Sequence[int | None]
     ) -> None:
         self.method = method
         self.number = number
@@ -35,7 +35,7 @@ class Round:
         self.drifts: list[Tensor] = []
         self.rejected: dict[int, str] = {}
         self.ranks = ranks
-        self.messages: dict[int, Adapter] = {}
+        self.messages: dict[int | None, Adapter] = {}
         self.sizes: list[Tensor] = []
         self.angles: list[Tensor] = []
         self.sites: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from fedrot.engines.groups import choose_group_size
 from fedrot.engines.shared import Shared, base_key, frozen_key, task_key
 from fedrot.errors import ConfigError, ModelError
 from fedrot.methods import Method, build, methods
+from fedrot.methods.server_optimizer import ServerOptimizer
 from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
 from fedrot.participation import deal_ranks
 from fedrot.partition import Partition, partition
@@ -46,8 +47,8 @@ class Federation:
     validation: Split | None
     test: Split
     group_size: int
-    ranks: tuple[int, ...]
-    """Of every client; all `lora.rank` unless the recipe mixes them."""
+    ranks: tuple[int | None, ...]
+    """Of every client; None unless the recipe mixes them: then all follow what they receive."""
 
     @property
     def clients(self) -> int:
@@ -59,6 +60,20 @@ class Federation:
         """Whether every client takes part in every round, so that all of them hold the last broadcast."""
         settings = self.config.federation
         return settings.fraction == 1 and not settings.dropout and not settings.stale
+
+    @property
+    def optimizer(self) -> ServerOptimizer | None:
+        """The server's, if it has one."""
+        server = self.config.server
+        if server.optimizer == "none":
+            return None
+        return ServerOptimizer(
+            name=server.optimizer,
+            lr=server.rate,
+            momentum=server.momentum,
+            beta2=server.beta2,
+            tau=server.tau,
+        )
 
     @property
     def weights(self) -> list[float]:

@@ -35,7 +35,9 @@ def traffic(round: Round, before: ServerState, *, full: bool) -> dict[str, int]:
     }
 
 
-def _download(method: Method, number: int, before: ServerState, rank: int, known: bool, *, full: bool) -> int:
+def _download(
+    method: Method, number: int, before: ServerState, rank: int | None, known: bool, *, full: bool
+) -> int:
     """Bytes of what one client of that rank receives at the start of round `number`.
 
     With full participation clients still hold what did not change, any earlier reference, and the residual so far, of

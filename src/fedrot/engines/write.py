@@ -18,7 +18,7 @@ def save_adapter(
     base: BaseModel,
     config: RunConfig,
     weights: Sequence[float],
-    ranks: Sequence[int],
+    ranks: Sequence[int | None],
 ) -> None:
     """Write the federation's adapter.
 
@@ -43,7 +43,7 @@ def save_adapter(
 
 
 def save_personal(
-    directory: Path, state: ServerState, base: BaseModel, config: RunConfig, ranks: Sequence[int]
+    directory: Path, state: ServerState, base: BaseModel, config: RunConfig, ranks: Sequence[int | None]
 ) -> None:
     """Write `client-000/` and so on: the own adapter of every client that has parts of its own, in PEFT's format."""
     for client in sorted(state.personal):
