@@ -279,7 +279,8 @@ def weighted_mean(adapters: Iterable[Adapter], weights: Tensor | Sequence[float]
     return Adapter.from_tensors({key: mean.to(dtypes[key]) for key, mean in total.items()}, first.scale)
 
 
-def mean_head(adapters: Iterable[Adapter], weights: Tensor | Sequence[float]) -> Mapping[str, Tensor]:
-    """The mean of the heads alone, see `weighted_mean`."""
-    heads = (replace(adapter, sites={}, residual={}) for adapter in adapters)
-    return weighted_mean(heads, weights).head
+def mean_head(adapters: Sequence[Adapter], weights: Tensor | Sequence[float]) -> Mapping[str, Tensor]:
+    """The mean of the heads alone, see `weighted_mean`; nothing is read where the first adapter has none."""
+    if adapters and not adapters[0].head:
+        return {}
+    return weighted_mean((replace(a, sites={}, residual={}) for a in adapters), weights).head

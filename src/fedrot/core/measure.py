@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors, normalise
+from fedrot.core.centred import centred_norms
 from fedrot.core.lowrank import concatenate, distance, norm
 from fedrot.core.polar import full_precision, widen
 from fedrot.errors import AdapterError
@@ -42,7 +43,8 @@ def aggregation_error(a: Tensor, b: Tensor, weights: Tensor | Sequence[float]) -
     """The error of averaging factors, `E = W - mean(b) @ mean(a)`, against the mean of the products.
 
     Uses the centred form `E = sum p_i (b_i - mean(b)) (a_i - mean(a))`, which does not cancel when the error
-    is small, and `W = E + mean(b) @ mean(a)`; norms come from Gram matrices, in float64.
+    is small, and `W = E + mean(b) @ mean(a)`; norms come from Gram matrices, in float64. For many clients in
+    float32 the Gram matrices are float32 too (`core.centred`), as long as that cannot be seen in the result.
 
     >>> a, b = torch.ones(2, 1, 3), torch.tensor([[[1.0]], [[3.0]]])
     >>> aggregation_error(a, b, [1, 1]).absolute, aggregation_error(b, b, [1, 1]).absolute
@@ -61,13 +63,19 @@ def aggregation_error(a: Tensor, b: Tensor, weights: Tensor | Sequence[float]) -
     """
     shares = _shares(a, b, weights)
     (like,) = widen(a[:0] if a.dtype == torch.float64 else b[:0])
+    return AggregationError(*(t.to(like.dtype) for t in _averaging(a, b, shares)))
+
+
+def _averaging(a: Tensor, b: Tensor, shares: Tensor) -> AggregationError:
+    """`aggregation_error` in float64, whatever the inputs."""
     with full_precision(a.device):
+        if (found := centred_norms(a, b, shares)) is not None:
+            return _report(*found)
         a, b = a.double(), b.double()
         a_mean, b_mean = (torch.einsum("n,n...->...", shares, t) for t in (a, b))
         rows, columns = concatenate(a - a_mean, b - b_mean, shares)
         ideal = norm(torch.cat([rows, a_mean], -2), torch.cat([columns, b_mean], -1))
-        error = _report(norm(rows, columns), ideal)
-    return AggregationError(*(t.to(like.dtype) for t in error))
+        return _report(norm(rows, columns), ideal)
 
 
 @torch.no_grad()
@@ -111,7 +119,7 @@ def _by_site(
         if not isinstance(clients, Adapter):
             sent = [client.sites[site] for client in clients]
             stacked = Factors(torch.stack([f.a for f in sent]), torch.stack([f.b for f in sent]))
-        errors[site] = measure(site, stacked.a.double(), stacked.b.double())
+        errors[site] = measure(site, stacked.a, stacked.b)
     return over_sites(errors, first.scale)
 
 
@@ -127,7 +135,7 @@ def adapter_aggregation_error(
         clients: `N` adapters, or one stack of them.
         weights: `N` numbers `>= 0`.
     """
-    return _by_site(clients, lambda _, a, b: aggregation_error(a, b, weights))
+    return _by_site(clients, lambda _, a, b: _averaging(a, b, _shares(a, b, weights)))
 
 
 def adapter_broadcast_error(
@@ -139,6 +147,6 @@ def adapter_broadcast_error(
         parts = [group[site] for group in (broadcast.sites, broadcast.residual) if site in group]
         a_out = torch.cat([part.a.double() for part in parts], -2)
         b_out = torch.cat([part.b.double() for part in parts], -1)
-        return broadcast_error(a, b, weights, a_out, b_out)
+        return broadcast_error(a.double(), b.double(), weights, a_out, b_out)
 
     return _by_site(clients, measure)

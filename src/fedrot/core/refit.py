@@ -72,10 +72,10 @@ def ridge_b(
     """The step for `b`, given `W @ a.T: (d_out, r)` at every site; `ridge` is `mu` over the mean diagonal."""
     fitted: dict[str, Factors] = {}
     for site, f in sites.items():
-        a, b = f.a.double(), f.b.double()
-        gram = a @ a.mT
-        change = (products[site] - b @ gram) @ _inverse(gram, ridge)
-        fitted[site] = Factors(f.a, (b + change).to(f.b.dtype))
+        pull, stay = _system(f.a.double(), ridge)
+        product = products[site]
+        b = torch.addmm(product @ pull.to(product), f.b.to(product), stay.to(product))
+        fitted[site] = Factors(f.a, b.to(f.b.dtype))
     return fitted
 
 
@@ -85,15 +85,17 @@ def ridge_a(
     """The step for `a`, given `b.T @ W: (r, d_in)` at every site."""
     fitted: dict[str, Factors] = {}
     for site, f in sites.items():
-        a, b = f.a.double(), f.b.double()
-        gram = b.mT @ b
-        change = _inverse(gram, ridge) @ (products[site] - gram @ a)
-        fitted[site] = Factors((a + change).to(f.a.dtype), f.b)
+        pull, stay = _system(f.b.double().mT, ridge)
+        product = products[site]
+        a = torch.addmm(pull.to(product) @ product, stay.mT.to(product), f.a.to(product))
+        fitted[site] = Factors(a.to(f.a.dtype), f.b)
     return fitted
 
 
-def _inverse(gram: Tensor, ridge: float) -> Tensor:
-    """`(gram + mu I)^-1`; of a zero matrix, where nothing is to change, the identity."""
+def _system(rows: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """`X = (G + mu I)^-1` and `I - G X = mu X` of `G = rows @ rows.T`; where `G = 0` nothing is to change."""
+    gram = rows @ rows.mT
     size = gram.diagonal().mean()
     mu = torch.where(size > 0, ridge * size, 1)
-    return linalg.inv(gram + mu * identity_like(gram))
+    pull = linalg.inv(gram + mu * identity_like(gram))
+    return pull, mu * pull
