@@ -48,10 +48,9 @@ def write_report(run_dir: Path) -> Path:
         OutputError: the directory is not a readable run, or the report cannot be written into it.
     """
     run = load_run(Path(run_dir))
-    charts = {name: build(run) for name, (_, build) in CHARTS.items()}
-    if not diagnosed(run):
-        (run.directory / "plots" / "strength.png").unlink(missing_ok=True)
-        del charts["strength"]  # a recipe that did not ask for it needs no word on it
+    # A recipe that did not ask for diagnostics needs no word on them.
+    asked = CHARTS.keys() if diagnosed(run) else CHARTS.keys() - {"strength"}
+    charts = {name: build(run) for name, (_, build) in CHARTS.items() if name in asked}
     try:
         notes = [*run.notes, *_write_plots(run.directory / "plots", charts)]
         target = run.directory / "report.html"
@@ -68,6 +67,8 @@ def write_report(run_dir: Path) -> Path:
 
 def _write_plots(folder: Path, charts: Mapping[str, Chart | str]) -> list[str]:
     folder.mkdir(exist_ok=True)
+    for name in CHARTS.keys() - charts.keys():
+        (folder / f"{name}.png").unlink(missing_ok=True)
     poor: list[str] = []
     for name, chart in charts.items():
         path = folder / f"{name}.png"
