@@ -19,6 +19,7 @@ from fedrot.errors import FedrotError
 from fedrot.methods import methods
 
 if TYPE_CHECKING:
+    from fedrot.comparison import Comparison, compare
     from fedrot.config import RunConfig, load_config
     from fedrot.engines.local import RunResult
     from fedrot.engines.merge import MergeResult, merge
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Comparison",
     "Factors",
     "FedrotError",
     "MergeResult",
@@ -36,6 +38,7 @@ __all__ = [
     "RunResult",
     "aggregation_error",
     "align",
+    "compare",
     "load_base_for",
     "load_config",
     "merge",
@@ -45,7 +48,9 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Comparison": "fedrot.comparison",
     "MergeResult": "fedrot.engines.merge",
+    "compare": "fedrot.comparison",
     "RunConfig": "fedrot.config",
     "RunResult": "fedrot.engines.local",
     "load_base_for": "fedrot.model",

@@ -1,0 +1,317 @@
+"""Charts of a comparison: curves with bands, paired differences, the grid, and errors with and without alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fedrot.comparison.options import show_value, shown
+from fedrot.comparison.table import name_of, points
+from fedrot.report.canvas import WIDE, Chart, Key, Spot, Theme
+from fedrot.report.plot import Line, Plot, dress
+from fedrot.report.words import byte_unit, decimal, fraction, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Json = Mapping[str, Any]
+_SHAPES, _MARKERS = ("line", "dashed", "dotted"), "osD^vP"
+COLOURS = 6
+Bands = Sequence[tuple[int, Sequence[tuple[float, float, float]]]]
+CROWD = 4
+"""Lines beyond which their bands would cover each other; the intervals are then under the pointer alone."""
+ROW = 24
+"""Height of a row of a chart by rows, in CSS pixels."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a variant is drawn everywhere on the page: colours first, then dashes, so that 18 differ."""
+
+    colour: int
+    shape: str
+    marker: str
+
+
+def looks(results: Json) -> dict[str, Look]:
+    """A look for each variant."""
+    return {
+        label: Look(i % COLOURS, _SHAPES[i // COLOURS % 3], _MARKERS[i % COLOURS])
+        for i, label in enumerate(results["variants"])
+    }
+
+
+def _keys(results: Json, labels: Sequence[str]) -> list[Key]:
+    look = looks(results)
+    return [Key(label, look[label].colour, look[label].shape) for label in labels]
+
+
+@dataclass(frozen=True)
+class Banded:
+    """A line chart with a band around each line, where it has one: `(x, low, high)` by colour."""
+
+    plot: Plot
+    bands: Bands
+    ticks: Sequence[tuple[float, str]] = ()
+
+    def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
+        """Draw on an empty figure."""
+        spots = self.plot(figure, theme)
+        axes = figure.axes[0]
+        low, high = axes.get_ylim()
+        for colour, band in self.bands:
+            x, lows, highs = zip(*band, strict=True)
+            axes.fill_between(x, lows, highs, color=theme.series[colour], alpha=0.13, linewidth=0, zorder=0)
+        axes.set_ylim(low, high)
+        if self.ticks:
+            axes.set_xticks([x for x, _ in self.ticks], [label for _, label in self.ticks])
+        return spots
+
+
+def _arms(results: Json, point: Json) -> list[Json]:
+    return [arm for arm in results["arms"] if arm["point"] == point and arm["by_round"]]
+
+
+def _curve(arm: Json, x: str, size: float = 1.0) -> list[tuple[float, Json]]:
+    return [(row[x] / size, row["accuracy"]) for row in arm["by_round"] if "accuracy" in row]
+
+
+def _lines(results: Json, curves: Mapping[str, Sequence[tuple[float, Json]]]) -> tuple[list[Line], Bands]:
+    look = looks(results)
+    lines = [
+        Line(
+            label,
+            [(x, y["mean"]) for x, y in curve],
+            look[label].colour,
+            look[label].shape,
+            look[label].marker,
+        )
+        for label, curve in curves.items()
+    ]
+    bands = [
+        (look[label].colour, band)
+        for label, curve in curves.items()
+        if len(curves) <= CROWD
+        and (band := [(x, y["low"], y["high"]) for x, y in curve if y["low"] is not None])
+    ]
+    return lines, bands
+
+
+def rounds_chart(results: Json, number: int) -> Chart | None:
+    """Test accuracy by round at a grid point, with bands of the 95% interval."""
+    point = results["points"][number]
+    curves = {
+        arm["variant"]: curve for arm in _arms(results, point["setting"]) if (curve := _curve(arm, "round"))
+    }
+    if not curves:
+        return None
+    lines, bands = _lines(results, curves)
+    at: dict[float, list[str]] = {}
+    for label, curve in curves.items():
+        for x, y in curve:
+            at.setdefault(x, []).append(f"{label}\t{_interval(y)}")
+    tips = [(x, "\n".join([f"Round {x:g}", *rows])) for x, rows in sorted(at.items())]
+    plot = Plot(lines, "Round", "Test accuracy, 0 to 1", tips, share=True)
+    caption = "Mean over seeds" + (
+        "; bands are 95% t-intervals, cut off where they leave the frame."
+        if bands
+        else "; intervals are under the pointer."
+        if len(results["seeds"]) > 1
+        else "."
+    )
+    title = "Accuracy by round" + _at(point)
+    return Chart(f"rounds-{number}", title, caption, Banded(plot, bands), _keys(results, list(curves)))
+
+
+def bytes_chart(results: Json, number: int) -> Chart | None:
+    """Test accuracy against all that was sent, at a grid point."""
+    point = results["points"][number]
+    arms = _arms(results, point["setting"])
+    largest = max((row["bytes"] for arm in arms for row in arm["by_round"]), default=0.0)
+    size, unit = byte_unit(largest)
+    curves = {arm["variant"]: curve for arm in arms if (curve := _curve(arm, "bytes", size))}
+    if not curves:
+        return None
+    lines, _ = _lines(results, curves)
+    at: dict[float, list[str]] = {}
+    for label, curve in curves.items():
+        for x, y in curve:
+            at.setdefault(x, []).append(f"{label}\t{fraction(y['mean'])}")
+    tips = [(x, "\n".join([f"{x:.3g} {unit}", *rows])) for x, rows in sorted(at.items())]
+    plot = Plot(
+        lines, f"Sent so far, up and down ({unit})", "Test accuracy, 0 to 1", tips, share=True, rounds=False
+    )
+    caption = "What the accuracy cost on the wire, all clients together; means over seeds."
+    return Chart(
+        f"bytes-{number}", "Accuracy against bytes" + _at(point), caption, plot, _keys(results, list(curves))
+    )
+
+
+def grid_charts(results: Json) -> list[Chart]:
+    """Last-round test accuracy by the values of a grid key, a chart for each choice of the other keys' values."""
+    charts: list[Chart] = []
+    grid: Mapping[str, Sequence[Any]] = results["compare"]["grid"]
+    for key in grid if results["compare"]["one_factor"] else list(grid)[:1]:
+        others = [
+            {k: v for k, v in point["setting"].items() if k != key}
+            for point in results["points"]
+            if key in point["setting"]
+        ]
+        for other in [other for i, other in enumerate(others) if other not in others[:i]]:
+            if (chart := _grid_chart(results, key, grid[key], other, len(charts))) is not None:
+                charts.append(chart)
+    return _single(charts)
+
+
+def _single(charts: list[Chart]) -> list[Chart]:
+    """A lone chart takes the whole row."""
+    return [replace(charts[0], width=WIDE, height=300)] if len(charts) == 1 else charts
+
+
+def _grid_chart(results: Json, key: str, values: Sequence[Any], other: Json, number: int) -> Chart | None:
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        values = sorted(values)  # equally spaced all the same: 3, 10 and 50 clients are three cases
+    curves: dict[str, list[tuple[float, Json]]] = {}
+    tips: list[tuple[float, str]] = []
+    for x, value in enumerate(values):
+        here = [f"{key} = {show_value(value)}"]
+        for arm in results["arms"]:
+            if arm["point"] == {**other, key: value} and "accuracy" in arm["mean"]:
+                curves.setdefault(arm["variant"], []).append((x, arm["mean"]["accuracy"]))
+                here.append(f"{arm['variant']}\t{_interval(arm['mean']['accuracy'])}")
+        tips.append((x, "\n".join(here)))
+    if not curves or len(values) < 2:
+        return None
+    lines, bands = _lines(results, curves)
+    ticks = [(x, tidy(show_value(value), 12)) for x, value in enumerate(values)]
+    plot = Plot(lines, key, "Test accuracy, 0 to 1", tips, share=True)
+    caption = "Test accuracy of the last round, mean over seeds; values are equally spaced." + (
+        " Bands are 95% t-intervals." if bands else ""
+    )
+    title = f"Accuracy by {key}" + (f" ({shown(other)})" if other else "")
+    return Chart(f"grid-{number}", title, caption, Banded(plot, bands, ticks), _keys(results, list(curves)))
+
+
+@dataclass(frozen=True)
+class RowMark:
+    """A row of a chart by rows: what is drawn at `y` for one arm."""
+
+    label: str
+    tip: str
+    colour: int
+    mean: float
+    span: tuple[float, float] | None
+    dots: Sequence[float] = ()
+    other: float | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row per arm: a mean with its span, faint dots, or two marks joined by a line."""
+
+    rows: Sequence[RowMark]
+    x_title: str
+    zero: bool
+
+    def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
+        """Draw on an empty figure."""
+        axes = figure.add_subplot()
+        dress(axes, theme, self.x_title, "")
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", color=theme.line, linewidth=0.8)
+        if self.zero:
+            axes.axvline(0, color=theme.muted, linewidth=1.4, gid="zero")
+        spots: list[Spot] = []
+        for y, row in enumerate(self.rows):
+            colour = theme.series[row.colour]
+            if row.span is not None:
+                axes.plot(row.span, [y, y], color=colour, linewidth=2.5, gid=f"span-{y}")
+            if row.other is not None:
+                axes.plot([row.mean, row.other], [y, y], color=theme.line, linewidth=2.5, zorder=1)
+                axes.plot(
+                    [row.other],
+                    [y],
+                    marker="o",
+                    color=colour,
+                    markerfacecolor=theme.paper,
+                    markersize=7,
+                    zorder=2,
+                )
+            axes.plot(
+                row.dots,
+                [y] * len(row.dots),
+                linestyle="",
+                marker="|",
+                color=theme.muted,
+                markersize=8,
+                alpha=0.8,
+            )
+            axes.plot(
+                [row.mean], [y], marker="o", color=colour, markersize=7, markeredgecolor=theme.paper, zorder=3
+            )
+            spots.append(Spot(axes, (-1e9, 1e9), (y - 0.5, y + 0.5), row.tip))
+        axes.set_ylim(len(self.rows) - 0.4, -0.6)
+        limit = 48 if figure.get_figwidth() > 7 else 20  # inches; on a phone the names would leave no room
+        axes.set_yticks(range(len(self.rows)), [tidy(row.label, limit) for row in self.rows])
+        axes.margins(x=0.06)
+        return spots
+
+
+def differences_chart(results: Json) -> Chart | None:
+    """Paired differences of test accuracy to the baseline, a row per variant and grid point."""
+    look = looks(results)
+    rows: list[RowMark] = []
+    for arm in results["arms"]:
+        found = arm["difference"].get("accuracy")
+        if found is None:
+            continue
+        span = None if found["low"] is None else (100 * found["low"], 100 * found["high"])
+        seeds = [f"seed {seed}\t{points(value)}" for seed, value in found["by_seed"].items()]
+        interval = [] if span is None else [f"95%\t{points(found['low'])} to {points(found['high'])}"]
+        tip = "\n".join([name_of(arm), f"mean\t{points(found['mean'])}", *interval, *seeds])
+        dots = [100 * value for value in found["by_seed"].values()]
+        rows.append(RowMark(name_of(arm), tip, look[arm["variant"]].colour, 100 * found["mean"], span, dots))
+    if not rows:
+        return None
+    caption = (
+        "Points of test accuracy in the last round, paired by seed: strokes are seeds, dots their mean, bars 95% "
+        "t-intervals. An interval that holds zero shows no difference."
+    )
+    title = f"Difference to {results['baseline']}"
+    draw = Rows(rows, f"Points above (+) or below (−) {results['baseline']}", True)
+    return Chart("differences", title, caption, draw, width=WIDE, height=90 + ROW * len(rows))
+
+
+def errors_chart(results: Json) -> Chart | None:
+    """Relative aggregation error with and without alignment, a row per variant and grid point."""
+    look = looks(results)
+    rows: list[RowMark] = []
+    for arm in results["arms"]:
+        ours, plain = arm["mean"].get("error"), arm["mean"].get("error_unaligned")
+        if ours is None or plain is None:
+            continue
+        tip = (
+            f"{name_of(arm)}\nbroadcast\t{decimal(ours['mean'])}\nwithout alignment\t{decimal(plain['mean'])}"
+        )
+        rows.append(
+            RowMark(name_of(arm), tip, look[arm["variant"]].colour, ours["mean"], None, (), plain["mean"])
+        )
+    if not rows:
+        return None
+    caption = (
+        "Mean over rounds and seeds of the distance from the clients' ideal mean update, relative to it. Full: what "
+        "was broadcast; hollow: plain averaging of the same updates, without alignment. One on the other: no change."
+    )
+    draw = Rows(rows, "Relative aggregation error", False)
+    return Chart("errors", "Aggregation error", caption, draw, width=WIDE, height=90 + ROW * len(rows))
+
+
+def _interval(found: Json) -> str:
+    if found["low"] is None:
+        return fraction(found["mean"])
+    return f"{fraction(found['mean'])} ({fraction(max(found['low'], 0.0))} to {fraction(min(found['high'], 1.0))})"
+
+
+def _at(point: Json) -> str:
+    return f" ({point['name']})" if point["name"] else ""

@@ -1,0 +1,243 @@
+"""From finished cells to `results.json`: per variant and grid point, means, intervals and paired differences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedrot.comparison.check import as_table
+from fedrot.comparison.design import Arm, Design
+from fedrot.comparison.options import Setting, show_value, shown
+from fedrot.comparison.stats import estimate, paired
+from fedrot.comparison.store import Json, Store, cell_key
+from fedrot.comparison.tuning import Trial, choose, trials
+from fedrot.config import differences, parse_config
+from fedrot.errors import ConfigError
+
+METRICS = (
+    "accuracy",
+    "best_accuracy",
+    "macro_f1",
+    "local_accuracy",
+    "eval_loss",
+    "loss",
+    "error",
+    "error_unaligned",
+    "bytes",
+    "seconds",
+)
+CURVES = (
+    "accuracy",
+    "validation_accuracy",
+    "aggregation_error_relative",
+    "aggregation_error_relative_unaligned",
+)
+
+
+def figure(cell: Json, metric: str) -> float | None:
+    """One metric of a cell, None where it has none."""
+    if metric == "best_accuracy":
+        return None if cell["best"] is None else cell["best"]["accuracy"]
+    value = cell["final"].get(metric, cell.get(metric))
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+class Fairness:
+    """Holds all variants of a grid point and seed to the same data, clients, initial adapter and evaluation."""
+
+    def __init__(self) -> None:
+        self.first: dict[tuple[str, int], tuple[str, Json]] = {}
+
+    def check(self, arm: Arm, cell: Json) -> None:
+        """Compare a finished cell with the first of its grid point and seed.
+
+        Raises:
+            ConfigError: something differs; the recipe keys that differ are named.
+        """
+        place = (str(arm.point), cell["config"]["seed"])
+        other, reference = self.first.setdefault(place, (arm.variant, cell))
+        unlike = sorted(
+            name
+            for name in cell["digests"].keys() | reference["digests"].keys()
+            if cell["digests"].get(name) != reference["digests"].get(name)
+        )
+        if not unlike:
+            return
+        keys = differences(parse_config(reference["config"]), parse_config(cell["config"]))
+        because = [line for line in keys if not line.startswith(("method.", "train.lr"))]
+        why = (
+            "it comes from\n  " + "\n  ".join(because)
+            if because
+            else "the data or model files changed in between"
+        )
+        raise ConfigError(
+            f"{other!r} and {arm.variant!r} do not start alike with seed {place[1]}"
+            + (f" at {shown(arm.point)}" if arm.point else "")
+            + f" ({', '.join(unlike)}); {why}\nvariants and tuned keys may not change this; a grid key may"
+        )
+
+
+def collect(design: Design, store: Store) -> Json:
+    """Everything the comparison found.
+
+    Raises:
+        ConfigError: variants that did not start alike.
+    """
+    fairness = Fairness()
+    arms = [_arm(design, arm, store, fairness) for arm in design.arms()]
+    for entry in arms:
+        base = next(a for a in arms if a["variant"] == design.baseline and a["point"] == entry["point"])
+        entry["difference"] = {} if entry is base else _differences(entry, base)
+    cells = [cell for entry in arms for cell in entry.pop("cells")]
+    return {
+        "baseline": design.baseline,
+        "seeds": list(design.seeds),
+        "variants": list(design.variants),
+        "recipe": design.recipe,
+        "compare": as_table(design),
+        "points": [{"name": shown(point), "setting": point} for point in design.points],
+        "arms": arms,
+        "notes": _notes(design, arms, cells),
+        "versions": _one_or_all(cell["versions"] for cell in cells),
+        "device": _one_or_all(cell["device"] for cell in cells),
+        "threads": _one_or_all(cell["threads"] for cell in cells),
+        "examples": _one_or_all(cell["examples"] for cell in cells),
+        "cpu_seconds": sum(cell["wall_seconds"] for cell in {c["key"]: c for c in cells}.values()),
+    }
+
+
+def _arm(design: Design, arm: Arm, store: Store, fairness: Fairness) -> Json:
+    tried = trials(design, arm, store) if design.tuned else []
+    best = choose(tried)
+    entry: Json = {
+        "variant": arm.variant,
+        "point": arm.point,
+        "method": design.config(arm.variant, arm.point, arm.candidates[0], 0).method.name,
+        "tuning": [_trial(trial) for trial in tried],
+        "chosen": best.setting if best else None,
+    }
+    failed: Json = {}
+    cells: list[Json] = []
+    if design.tuned and best is None:
+        failed = {
+            str(seed): {"kind": "Tuning", "message": "no setting finished on the tuning seeds"}
+            for seed in design.seeds
+        }
+    else:
+        for seed in design.seeds:
+            key = cell_key(design.config(arm.variant, arm.point, best.setting if best else {}, seed))
+            cell = store.cell(key)
+            if cell is None or "failure" in cell:
+                failed[str(seed)] = (cell or {}).get("failure", {"kind": "Missing", "message": "was not run"})
+                continue
+            fairness.check(arm, cell)
+            cells.append(cell)
+    values = {
+        metric: {
+            str(cell["config"]["seed"]): value
+            for cell in cells
+            if (value := figure(cell, metric)) is not None
+        }
+        for metric in METRICS
+    }
+    estimates = {
+        metric: found.to_json() for metric in METRICS if (found := estimate(list(values[metric].values())))
+    }
+    return entry | {
+        "keys": {str(cell["config"]["seed"]): cell["key"] for cell in cells},
+        "failed": failed,
+        "values": {metric: by_seed for metric, by_seed in values.items() if by_seed},
+        "mean": estimates,
+        "by_round": _by_round([store.metrics(cell["key"]) for cell in cells]),
+        "cells": cells,
+    }
+
+
+def _trial(trial: Trial) -> Json:
+    return {
+        "setting": trial.setting,
+        "validation_accuracy": {str(seed): value for seed, value in trial.accuracy.items()},
+        "mean": trial.mean,
+        "failed": {str(seed): error for seed, error in trial.failed.items()},
+    }
+
+
+def _differences(entry: Json, base: Json) -> Json:
+    found: Json = {}
+    for metric, ours in entry["values"].items():
+        theirs = base["values"].get(metric, {})
+        both = {int(s): v for s, v in ours.items()}, {int(s): v for s, v in theirs.items()}
+        if (difference := paired(*both)) is not None:
+            found[metric] = difference.to_json() | {
+                "by_seed": {s: ours[s] - theirs[s] for s in ours if s in theirs}
+            }
+    return found
+
+
+def _by_round(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Json]:
+    """Means over seeds, with intervals, for the rounds that every seed has; bytes are summed up to the round."""
+    table: list[Json] = []
+    sent = [0.0] * len(runs)
+    for records in zip(*runs, strict=False):
+        sent = [total + r["bytes_up"] + r["bytes_down"] for total, r in zip(sent, records, strict=True)]
+        row: Json = {"round": records[0]["round"], "bytes": math.fsum(sent) / len(sent)}
+        for name in CURVES:
+            values = [record[name] for record in records if name in record and math.isfinite(record[name])]
+            if len(values) == len(records) and (found := estimate(values)) is not None:
+                row[name] = found.to_json()
+        table.append(row)
+    return table
+
+
+def _one_or_all(values: Any) -> Any:
+    """The value that all share, or the list of different ones."""
+    different: list[Any] = []
+    for value in values:
+        if value not in different:
+            different.append(value)
+    return different[0] if len(different) == 1 else different
+
+
+def _notes(design: Design, arms: Sequence[Json], cells: Sequence[Json]) -> list[str]:
+    notes: list[str] = []
+    if len(design.seeds) == 1:
+        notes.append("One seed: there are no intervals, and no difference here can be told from chance.")
+    if missing := [
+        f"{_name(a)}, seed {seed}: {e['message']}" for a in arms for seed, e in a["failed"].items()
+    ]:
+        notes.append("Without a result: " + "; ".join(missing) + ".")
+    ruled_out = [
+        f"{_name(a)}, {shown(t['setting'])}, seed {seed}: {error['message']}"
+        for a in arms
+        for t in a["tuning"]
+        for seed, error in t["failed"].items()
+    ]
+    if ruled_out:
+        notes.append("Settings ruled out because a run failed: " + "; ".join(dict.fromkeys(ruled_out)) + ".")
+    for what in ("device", "threads", "versions"):
+        if isinstance(found := _one_or_all(cell[what] for cell in cells), list) and len(found) > 1:
+            notes.append(f"The cells were not all run with the same {what}; figures can differ by rounding.")
+    if edges := [edge for arm in arms for edge in _edges(design, arm)]:
+        notes.append(
+            "Chosen at the edge of its list, so better values may lie beyond: " + "; ".join(edges) + "."
+        )
+    if rejected := sum(cell["rejected"] for cell in cells):
+        notes.append(f"{rejected} updates that were not finite were rejected (see the cells' metrics).")
+    return notes
+
+
+def _edges(design: Design, arm: Json) -> list[str]:
+    lists = design.tune | design.own_tune.get(arm["variant"], {})
+    found: list[str] = []
+    for key, value in (arm["chosen"] or {}).items():
+        numeric = [v for v in lists[key] if isinstance(v, int | float) and not isinstance(v, bool)]
+        ends_open = key.startswith("train.")  # a learning rate has values beyond; a strength of 1 has none
+        if ends_open and len(numeric) > 1 and value in (min(numeric), max(numeric)):
+            found.append(f"{_name(arm)}: {key} = {show_value(value)}")
+    return found
+
+
+def _name(arm: Json) -> str:
+    setting: Setting = arm["point"]
+    return arm["variant"] + (f" at {shown(setting)}" if setting else "")

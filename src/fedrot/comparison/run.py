@@ -1,0 +1,317 @@
+"""`fedrot.compare`: methods by seeds by grid, settings chosen with one budget for all, resumable cell by cell."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedrot.comparison.cell import CellWorker, end_of_worker
+from fedrot.comparison.check import make_design, split_recipe
+from fedrot.comparison.design import Arm, Design
+from fedrot.comparison.options import Setting, shown
+from fedrot.comparison.pool import Pool, Task, Watch, work_here
+from fedrot.comparison.results import Fairness, collect
+from fedrot.comparison.store import Json, Store, cell_key
+from fedrot.comparison.tuning import choose, trials
+from fedrot.config import RunConfig, parse_config
+from fedrot.engines.shared import frozen_key
+from fedrot.errors import ConfigError
+from fedrot.rundir import free_directory
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison leaves behind. `results` is what results.json holds; `failed` names cells with an error."""
+
+    results: Json
+    failed: list[str]
+    directory: Path
+
+
+class Watcher(Watch):
+    """Told how far a comparison is."""
+
+    def opened(self, design: Design, directory: Path) -> None:
+        """The comparison's directory is there."""
+
+    def phase(self, name: str, tasks: int, done: int, later: int) -> None:
+        """`name` begins: so many cells to run, so many there already, so many in a later phase."""
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | RunConfig | None,
+    given: Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+) -> tuple[Design, Path]:
+    """The comparison asked for and its directory; see `compare`. Nothing is written."""
+    if isinstance(recipe, RunConfig):
+        recipe = {
+            key: value for key, value in recipe.model_dump(exclude_none=True).items() if key != "output"
+        }
+    if recipe is None:
+        if not resume or out is None:
+            raise ConfigError(
+                "no recipe: give the path of a TOML file, or --resume --out DIR to continue a comparison"
+            )
+        stored = Store(out).stored_plan()
+        data, table = stored["recipe"], stored["compare"]
+        stem = "compare"
+    else:
+        data, table = split_recipe(recipe)
+        stem = "compare" if isinstance(recipe, Mapping) else Path(recipe).stem
+    if resume and out is None:
+        raise ConfigError("resume: name the comparison's directory, with --out DIR (out=... in Python)")
+    design = make_design(data, table, given, overrides)
+    return design, Path(out or free_directory(f"{stem}-compare"))
+
+
+def compare(
+    recipe: str | Path | Mapping[str, Any] | RunConfig | None,
+    *,
+    methods: Sequence[str] | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    seeds: Sequence[int] | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    one_factor: bool | None = None,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    trials: int | None = None,
+    tune_seeds: int | None = None,
+    baseline: str | None = None,
+    jobs: int = 1,
+    out: str | Path | None = None,
+    resume: bool = False,
+    keep_adapters: bool = False,
+    overrides: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Compare methods over seeds, on the same data, clients, initial adapter and evaluation.
+
+    What is None comes from the recipe's `[compare]` table.
+
+    Args:
+        recipe: the path of a TOML recipe, a nested mapping or a RunConfig; None only with `resume`: the stored one.
+        methods: variants that are nothing but a method with its default options, or those of the recipe.
+        variants: richer ones: label to dotted recipe keys.
+        seeds: every variant runs with each.
+        grid: recipe key to values; several keys make a product.
+        one_factor: vary every grid key alone instead.
+        tune: recipe key, or `variant:key`, to values among which the best on validation is chosen.
+        trials: settings that every variant may try; default the size of the common lists.
+        tune_seeds: how many of the seeds, the first, choose.
+        baseline: what differences are taken to; default `fedit`, or the first variant.
+        jobs: worker processes; 1 runs in this one.
+        out: the directory; default the first free `runs/<recipe>-compare[-n]`.
+        resume: go on with the comparison in `out`, or extend it.
+        keep_adapters: keep every cell's PEFT adapter, under `adapters/`.
+        overrides: `section.key=value` strings applied to the recipe.
+        watcher: told of progress.
+
+    Raises:
+        FedrotError: a comparison that cannot run or is not fair, or an occupied directory. Cells that fail do not
+            raise: they are in `failed`.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs = {jobs}: expected at least 1")
+    asked = {
+        "methods": None if methods is None else list(methods),
+        "variants": variants,
+        "seeds": None if seeds is None else list(seeds),
+        "grid": _lists(grid),
+        "one_factor": one_factor,
+        "tune": _lists(tune),
+        "trials": trials,
+        "tune_seeds": tune_seeds,
+        "baseline": baseline,
+    }
+    design, path = plan(recipe, asked, out=out, resume=resume, overrides=overrides)
+    return run_design(design, path, jobs=jobs, resume=resume, keep_adapters=keep_adapters, watcher=watcher)
+
+
+def run_design(
+    design: Design,
+    path: Path,
+    *,
+    jobs: int = 1,
+    resume: bool = False,
+    keep_adapters: bool = False,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Run what is not there yet of a checked design, and write its results."""
+    from fedrot.comparison.page import write_results
+
+    store, watcher = Store(path), watcher or Watcher()
+    store.open(design, resume=resume)
+    watcher.opened(design, path)
+    threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
+    arguments = (str(path), keep_adapters, threads)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(Pool(jobs, CellWorker, arguments)) if jobs > 1 else None
+        arms, fairness = list(design.arms()), Fairness()
+        for name in ("tuning", "runs"):
+            wanted = tuning_cells(design, arms) if name == "tuning" else final_cells(design, arms, store)
+            tasks = [cell.task(key) for key, cell in wanted.items() if not store.done(key)]
+            each = len(design.seeds) - len(design.choosing)  # the runs that chose are not run again
+            later = each * len(_distinct(design, arms)) if name == "tuning" and wanted else 0
+            watcher.phase(name, len(tasks), len(wanted) - len(tasks), later)
+            watch = _Checked(store, watcher, wanted, fairness)
+            if pool is None:
+                work_here(tasks, CellWorker, arguments, watch)
+            else:
+                pool.run(tasks, watch)
+    results = collect(design, store)
+    write_results(store, results)
+    return Comparison(results, _failures(design, store), path)
+
+
+class _Checked(Watch):
+    """Passes news on, holds finished cells to one start, and writes down cells whose worker died."""
+
+    def __init__(self, store: Store, watcher: Watcher, cells: Cells, fairness: Fairness) -> None:
+        self.store, self.watcher, self.cells, self.fairness = store, watcher, cells, fairness
+
+    def began(self, task: Task) -> None:
+        self.watcher.began(task)
+
+    def told(self, task: Task, news: Mapping[str, Any]) -> None:
+        self.watcher.told(task, news)
+
+    def ended(self, task: Task) -> None:
+        self.watcher.ended(task)
+        cell = self.store.cell(task.key)
+        if cell is not None and "failure" not in cell:
+            self.fairness.check(self.cells[task.key].arm, cell)
+
+    def died(self, task: Task, reason: str, *, again: bool) -> None:
+        if not again:
+            config = parse_config(task.payload["config"])
+            self.store.write_cell(task.key, end_of_worker(task.key, config, reason))
+        self.watcher.died(task, reason, again=again)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison: the first arm that asks for it, its setting and its recipe."""
+
+    arm: Arm
+    setting: Setting
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        setting = f", {shown(self.setting)}" if self.setting else ""
+        return f"{self.arm.name}{setting}, seed {self.config.seed}"
+
+    def task(self, key: str) -> Task:
+        """The cell as work for a pool."""
+        return Task(key, frozen_key(self.config), {"config": self.config.model_dump(), "name": self.name})
+
+
+Cells = dict[str, Cell]
+
+
+def tuning_cells(design: Design, arms: Sequence[Arm]) -> Cells:
+    """The runs that choose settings: every candidate of every arm on the tuning seeds; equal ones once."""
+    if not design.tuned:
+        return {}
+    return _keyed(
+        (arm, setting, design.config(arm.variant, arm.point, setting, seed))
+        for seed in design.choosing
+        for arm in arms
+        for setting in arm.candidates
+    )
+
+
+def final_cells(design: Design, arms: Sequence[Arm], store: Store) -> Cells:
+    """The runs that are reported: every arm with its chosen setting on all seeds; equal ones once."""
+    settings = [(arm, _setting(design, arm, store)) for arm in arms]
+    return _keyed(
+        (arm, setting, design.config(arm.variant, arm.point, setting, seed))
+        for seed in design.seeds
+        for arm, setting in settings
+        if setting is not None
+    )
+
+
+def _setting(design: Design, arm: Arm, store: Store) -> Setting | None:
+    """What an arm runs with: nothing of its own without tuning, None where no setting could be chosen."""
+    if not design.tuned:
+        return {}
+    best = choose(trials(design, arm, store))
+    return None if best is None else best.setting
+
+
+def _keyed(cells: Iterable[tuple[Arm, Setting, RunConfig]]) -> Cells:
+    found: Cells = {}
+    for arm, setting, config in cells:
+        found.setdefault(cell_key(config), Cell(arm, setting, config))
+    return found
+
+
+def _distinct(design: Design, arms: Sequence[Arm]) -> list[Arm]:
+    """Arms without those that are the same runs, as a method at two values of an option it does not have."""
+    found: dict[str, Arm] = {}
+    for arm in arms:
+        keys = [
+            cell_key(design.config(arm.variant, arm.point, setting, design.seeds[0]))
+            for setting in arm.candidates
+        ]
+        found.setdefault(json.dumps(keys), arm)
+    return list(found.values())
+
+
+def expected_cells(design: Design, store: Store | None = None) -> tuple[int, int]:
+    """How many cells the comparison has, and how many of them are done in `store`."""
+    arms = list(design.arms())
+    tuning = tuning_cells(design, arms)
+    distinct = _distinct(design, arms)
+    total = len(tuning) + len(distinct) * (len(design.seeds) - (len(design.choosing) if design.tuned else 0))
+    if store is None or not store.cells.is_dir():
+        return total, 0
+    known = set(tuning) | set(final_cells(design, arms, store))
+    return total, sum(store.done(key) for key in known)
+
+
+def remaining_cells(design: Design, store: Store | None = None) -> list[tuple[Arm, int]]:
+    """How many runs each arm still needs; those that several arms share are counted with the first."""
+    arms = list(design.arms())
+    tuning = tuning_cells(design, arms)
+    counts: list[tuple[Arm, int]] = []
+    final = final_cells(design, arms, store) if store is not None else {}
+    for arm in _distinct(design, arms):
+        own = [key for key, cell in tuning.items() if cell.arm is arm]
+        left = sum(store is None or not store.done(key) for key in own)
+        runs = [key for key, cell in final.items() if cell.arm is arm and key not in tuning]
+        later = len(design.seeds) - (len(design.choosing) if design.tuned else 0)
+        left += later - sum(store is not None and store.done(key) for key in runs)
+        counts.append((arm, left))
+    return counts
+
+
+def _failures(design: Design, store: Store) -> list[str]:
+    """Cells with an error, but for settings that training with them ruled out."""
+    arms, found = list(design.arms()), []
+    cells = {"tuning": tuning_cells(design, arms), "runs": final_cells(design, arms, store)}
+    for name in cells:
+        for key, cell in cells[name].items():
+            error = (store.cell(key) or {}).get("failure")
+            if error is not None and not (name == "tuning" and error["kind"] == "TrainingError"):
+                found.append(f"{cell.name}: {error['message']}")
+    if design.tuned:
+        found += [
+            f"{arm.name}: no setting finished" for arm in arms if choose(trials(design, arm, store)) is None
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _lists(table: Mapping[str, Sequence[Any]] | None) -> dict[str, list[Any]] | None:
+    return None if table is None else {key: list(values) for key, values in table.items()}

@@ -1,0 +1,55 @@
+"""Which setting a variant runs with: the best mean validation accuracy of the last round, never a test score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedrot.comparison.design import Arm, Design
+from fedrot.comparison.options import Setting
+from fedrot.comparison.store import Json, Store, cell_key
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate with its validation scores by seed; `failed` are the errors of seeds that have none."""
+
+    setting: Setting
+    accuracy: Mapping[int, float]
+    loss: Mapping[int, float]
+    failed: Mapping[int, Json]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean validation accuracy; None if a seed failed: such a setting is not chosen."""
+        return None if self.failed else math.fsum(self.accuracy.values()) / len(self.accuracy)
+
+    def rank(self) -> tuple[float, float]:
+        """What is maximised: accuracy, then, among equals, a low loss."""
+        assert self.mean is not None
+        return self.mean, -math.fsum(self.loss.values()) / len(self.loss)
+
+
+def trials(design: Design, arm: Arm, store: Store) -> list[Trial]:
+    """The finished trials of an arm, in the order of its candidates."""
+    found: list[Trial] = []
+    for setting in arm.candidates:
+        accuracy: dict[int, float] = {}
+        loss: dict[int, float] = {}
+        failed: dict[int, Json] = {}
+        for seed in design.choosing:
+            cell = store.cell(cell_key(design.config(arm.variant, arm.point, setting, seed)))
+            if cell is None or "failure" in cell:
+                failed[seed] = (cell or {}).get("failure", {"kind": "Missing", "message": "was not run"})
+            else:
+                accuracy[seed] = cell["final"]["validation_accuracy"]
+                loss[seed] = cell["final"]["validation_loss"]
+        found.append(Trial(setting, accuracy, loss, failed))
+    return found
+
+
+def choose(found: Sequence[Trial]) -> Trial | None:
+    """The best trial, the first of equals; None if each one failed."""
+    whole = [trial for trial in found if trial.mean is not None]
+    return max(whole, key=Trial.rank) if whole else None
