@@ -48,8 +48,8 @@ def _keys(results: Json, labels: Sequence[str]) -> list[Key]:
 
 
 @dataclass(frozen=True)
-class Banded:
-    """A line chart with a band around each line, where it has one: `(x, low, high)` by colour."""
+class Spread:
+    """A line chart with the interval of each point: a band around its line, or bars where x is a list of cases."""
 
     plot: Plot
     bands: Bands
@@ -60,10 +60,18 @@ class Banded:
         spots = self.plot(figure, theme)
         axes = figure.axes[0]
         low, high = axes.get_ylim()
+        room = 0.8 * (high - low)  # wide intervals get room, but not so much that the lines lie flat
+        reach = low, high
         for colour, band in self.bands:
             x, lows, highs = zip(*band, strict=True)
-            axes.fill_between(x, lows, highs, color=theme.series[colour], alpha=0.13, linewidth=0, zorder=0)
-        axes.set_ylim(low, high)
+            if self.ticks:
+                axes.vlines(x, lows, highs, color=theme.series[colour], linewidth=1.5, alpha=0.6)
+            else:
+                axes.fill_between(
+                    x, lows, highs, color=theme.series[colour], alpha=0.13, linewidth=0, zorder=0
+                )
+            reach = min(reach[0], *lows), max(reach[1], *highs)
+        axes.set_ylim(max(reach[0], low - room, -0.01), min(reach[1], high + room, 1.01))
         if self.ticks:
             axes.set_xticks([x for x, _ in self.ticks], [label for _, label in self.ticks])
         return spots
@@ -121,7 +129,7 @@ def rounds_chart(results: Json, number: int) -> Chart | None:
         else "."
     )
     title = "Accuracy by round" + _at(point)
-    return Chart(f"rounds-{number}", title, caption, Banded(plot, bands), _keys(results, list(curves)))
+    return Chart(f"rounds-{number}", title, caption, Spread(plot, bands), _keys(results, list(curves)))
 
 
 def bytes_chart(results: Json, number: int) -> Chart | None:
@@ -172,13 +180,16 @@ def _single(charts: list[Chart]) -> list[Chart]:
 def _grid_chart(results: Json, key: str, values: Sequence[Any], other: Json, number: int) -> Chart | None:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         values = sorted(values)  # equally spaced all the same: 3, 10 and 50 clients are three cases
+    labels: list[str] = results["variants"]
+    shift = min(0.05, 0.4 / len(labels)) * len(values) / 5  # side by side, so that no bar hides another
     curves: dict[str, list[tuple[float, Json]]] = {}
     tips: list[tuple[float, str]] = []
     for x, value in enumerate(values):
         here = [f"{key} = {show_value(value)}"]
         for arm in results["arms"]:
             if arm["point"] == {**other, key: value} and "accuracy" in arm["mean"]:
-                curves.setdefault(arm["variant"], []).append((x, arm["mean"]["accuracy"]))
+                place = x + shift * (labels.index(arm["variant"]) - (len(labels) - 1) / 2)
+                curves.setdefault(arm["variant"], []).append((place, arm["mean"]["accuracy"]))
                 here.append(f"{arm['variant']}\t{_interval(arm['mean']['accuracy'])}")
         tips.append((x, "\n".join(here)))
     if not curves or len(values) < 2:
@@ -187,10 +198,10 @@ def _grid_chart(results: Json, key: str, values: Sequence[Any], other: Json, num
     ticks = [(x, tidy(show_value(value), 12)) for x, value in enumerate(values)]
     plot = Plot(lines, key, "Test accuracy, 0 to 1", tips, share=True)
     caption = "Test accuracy of the last round, mean over seeds; values are equally spaced." + (
-        " Bands are 95% t-intervals." if bands else ""
+        " Bars are 95% t-intervals, cut off where they leave the frame." if bands else ""
     )
     title = f"Accuracy by {key}" + (f" ({shown(other)})" if other else "")
-    return Chart(f"grid-{number}", title, caption, Banded(plot, bands, ticks), _keys(results, list(curves)))
+    return Chart(f"grid-{number}", title, caption, Spread(plot, bands, ticks), _keys(results, list(curves)))
 
 
 @dataclass(frozen=True)

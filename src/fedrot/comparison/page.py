@@ -163,7 +163,7 @@ def _facts(results: Json) -> list[tuple[str, str]]:
             or "iid",
         ),
         ("Tuning", _tuning(results)),
-        ("Device", f"{_listed(results['device'])}, {_listed(results['threads'])} threads a worker"),
+        ("Device", _listed(results["device"])),
         ("Versions", _versions(results["versions"])),
     ]
 

@@ -62,7 +62,8 @@ def _cell(key: str, means: Json) -> str:
     if key == "bytes":
         return data_size(found["mean"])
     if key == "error":
-        return f"{_error(found)} ({_error(means.get('error_unaligned'))})"
+        ours, plain = _error(found), _error(means.get("error_unaligned"))
+        return ours if ours == plain == "exact" else f"{ours} ({plain})"
     return f"{found['mean']:,.1f}" if key == "seconds" else decimal(found["mean"], 3)
 
 
