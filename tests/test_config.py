@@ -93,7 +93,8 @@ def test_every_shipped_recipe_is_valid() -> None:
     recipes = sorted(Path("recipes").rglob("*.toml"))
     assert recipes
     for path in recipes:
-        assert load_config(path).task.data
+        if "compare" not in tomllib.loads(path.read_text("utf-8")):
+            assert load_config(path).task.data
 
 
 @settings(deadline=None, max_examples=50)

@@ -97,6 +97,21 @@ def test_group_size_does_not_change_a_run(recipe: Make, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, many.adapter.tensors()[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["fedit", "fedrot", "ffa", "rolora", "random-rotation", "rescale"],
+)
+def test_every_method_runs(recipe: Make, tmp_path: Path, method: str) -> None:
+    result = run(recipe(method={"name": method}, federation__rounds=3), out=tmp_path / "run")
+    last = result.records[-1]
+    if method in ("ffa", "rolora"):
+        assert last["aggregation_error_relative"] < 1e-6, "exact by construction"
+    else:
+        assert last["aggregation_error_relative"] > 1e-4
+    if method in ("fedrot", "random-rotation"):
+        assert last["rotation"] > 0
+
+
 def test_bytes_are_those_of_the_messages(recipe: Make, tmp_path: Path) -> None:
     fedit = run(recipe(method={"name": "fedit"}), out=tmp_path / "a")
     whole = len(encode(fedit.adapter))

@@ -58,7 +58,6 @@ def test_every_method_runs_and_its_adapter_gives_our_logits_in_peft(
     assert all(math.isfinite(value) for value in last.values() if isinstance(value, float))
     assert (last["aggregation_error_relative"] < 1e-5) == law.exact, "exact means exact, residual included"
     assert ("residual_rank" in last) == law.residual
-    assert (last["rotation"] > 0) == (method in ("fedrot", "random-rotation"))
     expected = ours(federation, result.adapter)
     torch.testing.assert_close(in_peft(federation, tmp_path / "run" / "adapter"), expected, rtol=0, atol=1e-5)
     assert not torch.allclose(expected, ours(federation, federation.initial), atol=1e-3), (
@@ -238,7 +237,6 @@ def test_personal_parts_come_back_to_their_client_and_no_other(recipe: Make, tmp
     assert result.records[-1]["accuracy"] == pytest.approx(mean, abs=1e-6)
     card = json.loads((tmp_path / "run" / "adapter" / "fedrot.json").read_text())
     assert "no client's own" in card["note"]
-    assert card["note"] in (tmp_path / "run" / "adapter" / "README.md").read_text()
     mixed = sum(weights[c] * own[c] for c in range(4)) / weights.sum()
     torch.testing.assert_close(result.adapter.sites[site].b, mixed)
 

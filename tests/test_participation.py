@@ -201,7 +201,7 @@ def test_small_clients_get_the_first_directions_and_never_touch_the_others(recip
 
 @pytest.mark.parametrize("method", [name for name, cls in fedrot.methods().items() if cls.laws.mixed_ranks])
 def test_every_method_that_mixes_ranks_does(recipe: Make, tmp_path: Path, method: str) -> None:
-    config = recipe(method={"name": method}, lora__rank=3, lora__ranks=[1, 3, 2, 3])
+    config = recipe(method={"name": method}, lora__rank=3, lora__ranks=[1, 3, 2, 3], federation__rounds=3)
     result = run(config, out=tmp_path / "run")
     assert {f.rank for f in result.adapter.sites.values()} == {3}
     last = result.records[-1]

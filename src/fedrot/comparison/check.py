@@ -9,23 +9,41 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedrot.comparison.design import Design, assign, method_of, options_of
-from fedrot.comparison.options import Setting, check_values, flat
+from fedrot.comparison.options import Setting, check_values, flat, shown
 from fedrot.config import RunConfig, apply_override, parse_config, read_recipe
 from fedrot.errors import ConfigError, nearest
 from fedrot.methods import build, methods
 from fedrot.partition_options import find_kind, partitioner_arguments
 
-KEYS = ("methods", "variants", "seeds", "grid", "one_factor", "tune", "trials", "tune_seeds", "baseline")
-"""What `[compare]` may hold."""
+KEYS = (
+    *("methods", "variants", "seeds", "baseline"),
+    *("grid", "one_factor", "listed"),
+    *("tune", "trials", "tune_seeds"),
+)
+"""What `[compare]` may hold, besides `base`."""
 
 
 def split_recipe(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe without its `[compare]` table, and that table."""
+    """A recipe without its `[compare]` table, and that table.
+
+    `compare.base`, a path beside the file, names a recipe whose keys hold where the file does not set them.
+    """
     data = dict(source) if isinstance(source, Mapping) else read_recipe(source)
     table = data.pop("compare", {})
     if not isinstance(table, dict):
         raise ConfigError(f"compare = {table!r}: expected a table [compare]")
-    return data, cast(dict[str, Any], table)
+    table = dict(cast(dict[str, Any], table))
+    if (base := table.pop("base", None)) is not None:
+        if not isinstance(base, str):
+            raise ConfigError(f"compare.base = {base!r}: expected the path of a recipe beside this file")
+        folder = Path() if isinstance(source, Mapping) else Path(source).parent
+        recipe = read_recipe(folder / base)
+        if "compare" in recipe:
+            raise ConfigError(f"compare.base = {base!r}: it has a table [compare] too; name a plain recipe")
+        for key, value in flat(data).items():
+            assign(recipe, key, value)
+        data = recipe
+    return data, table
 
 
 def make_design(
@@ -60,6 +78,7 @@ def make_design(
         baseline=str(asked.get("baseline", "fedit" if "fedit" in variants else next(iter(variants)))),
         grid=_lists(asked.get("grid", {}), "grid"),
         one_factor=_flag(asked.get("one_factor", False)),
+        listed=_listed(asked.get("listed", [])),
         tune=tune,
         own_tune=own,
         trials=_count(asked, "trials", math.prod(len(values) for values in tune.values())),
@@ -79,6 +98,8 @@ def check_design(design: Design) -> None:
         raise ConfigError(
             f"baseline = {design.baseline!r}: not among the variants; {nearest(design.baseline, design.variants)}"
         )
+    if design.grid and design.listed:
+        raise ConfigError("listed: there is a grid too; list every point, or leave one of the two out")
     _check_keys(design)
     _check_budget(design)
     for arm in design.arms():
@@ -157,6 +178,16 @@ def _tune(
     return common, own
 
 
+def _listed(points: Any) -> list[Setting]:
+    if not isinstance(points, list) or not all(isinstance(p, Mapping) for p in cast(list[Any], points)):
+        raise ConfigError(f"listed = {points!r}: expected grid points, each a table of recipe keys")
+    listed = [flat(cast(Mapping[str, Any], point)) for point in cast(list[Any], points)]
+    for number, point in enumerate(listed):
+        if not point or point in listed[:number]:
+            raise ConfigError(f"listed: {shown(point) or 'a point without keys'}: give each point once")
+    return listed
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"one_factor = {value!r}: expected true or false")
@@ -190,9 +221,9 @@ def _check_keys(design: Design) -> None:
                 raise ConfigError(
                     f"tune {key}: {label!r} has no such option; {nearest(option, known)}{remedy}"
                 )
-            if key in design.grid:
+            if key in design.varied:
                 raise ConfigError(f"tune {key}: it is a grid key too; a value is either varied or chosen")
-        if twice := sorted(setting.keys() & (design.grid.keys() | design.tune.keys() | own.keys())):
+        if twice := sorted(setting.keys() & (design.varied.keys() | design.tune.keys() | own.keys())):
             raise ConfigError(
                 f"variant {label!r} sets {twice[0]}, which the grid or tuning sets too; leave one out"
             )
@@ -201,14 +232,14 @@ def _check_keys(design: Design) -> None:
         for s in design.variants.values()
         for o in options_of(s.get("method.name", method_of(design.recipe)))
     }
-    for key in design.grid:
+    for key in design.varied:
         if key.startswith("method.") and (option := key.removeprefix("method.")) not in everyones:
             raise ConfigError(f"grid {key}: no variant has such an option; {nearest(option, everyones)}")
 
 
 def _used(design: Design) -> Iterable[tuple[str, str, Any]]:
     for where, lists in (
-        ("grid", design.grid),
+        ("grid", design.varied),
         ("tune", design.tune),
         *(("tune", own) for own in design.own_tune.values()),
     ):

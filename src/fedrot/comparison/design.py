@@ -23,6 +23,7 @@ class Design:
         seeds: of the runs that are reported.
         grid: lists of values by recipe key.
         one_factor: vary every grid key alone, the others as in the recipe, instead of all combinations.
+        listed: grid points as they are, where keys change together; instead of `grid`.
         tune: lists of values to choose from, by recipe key, for all variants.
         own_tune: further lists by variant.
         trials: candidate settings of each variant; 1 if nothing is tuned.
@@ -36,6 +37,7 @@ class Design:
     baseline: str
     grid: dict[str, list[Any]] = field(default_factory=dict)
     one_factor: bool = False
+    listed: list[Setting] = field(default_factory=list[Setting])
     tune: dict[str, list[Any]] = field(default_factory=dict)
     own_tune: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     trials: int = 1
@@ -52,8 +54,18 @@ class Design:
         return self.seeds[: self.tune_seeds]
 
     @property
+    def varied(self) -> dict[str, list[Any]]:
+        """Every value that the grid points give a recipe key."""
+        found = {key: list(values) for key, values in self.grid.items()}
+        for key, value in (item for point in self.listed for item in point.items()):
+            found.setdefault(key, []).append(value)
+        return found
+
+    @property
     def points(self) -> list[Setting]:
         """The grid points; one empty one without a grid."""
+        if self.listed:
+            return self.listed
         if self.one_factor:
             return [{key: value} for key, values in self.grid.items() for value in values]
         return [

@@ -168,4 +168,4 @@ def plan_differences(stored: Json, design: Design) -> list[str]:
 
 def _points_of(table: Json) -> Json:
     empty: Json = {"recipe": {}, "variants": {}, "seeds": (), "baseline": ""}
-    return empty | {"grid": table["grid"], "one_factor": table["one_factor"]}
+    return empty | {key: table[key] for key in ("grid", "one_factor", "listed")}

@@ -1,6 +1,7 @@
 """Aggregation methods, one file each. A new one takes a file and a line here; the contract suite finds it."""
 
 from fedrot.methods import (
+    auto,
     fedex,
     fedit,
     fedmomentum,
@@ -31,6 +32,7 @@ from fedrot.methods.base import (
 
 __all__ = ["Laws", "Method", "MethodState", "Trainable", "Update", "Upload", "build", "method", "methods"]
 CATALOGUE = (
+    auto,
     fedex,
     fedit,
     fedmomentum,

@@ -54,10 +54,9 @@ def _model_card(facts: Mapping[str, Any]) -> str:
         )
     else:
         load = 'import fedrot\n\nbase = fedrot.load_base_for("<this directory>")'
-    note = f"{facts['note']}\n\n" if "note" in facts else ""
     return (
         "---\nlibrary_name: peft\n---\n"
-        f"LoRA adapter for `{facts['base_model']}`, labels {', '.join(map(str, facts['labels']))}.\n\n{note}"
+        f"LoRA adapter for `{facts['base_model']}`, labels {', '.join(map(str, facts['labels']))}.\n\n"
         f"```python\nfrom peft import PeftModel\n{load}\n"
         'model = PeftModel.from_pretrained(base, "<this directory>")\n```\n'
     )
