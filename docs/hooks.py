@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 import fedrot
 from fedrot import cli, config, errors, partition_options
+from fedrot.comparison import check, command
 from fedrot.methods import Laws, build
 from fedrot.methods.options import expected, option_hints
 
@@ -293,6 +294,9 @@ def check_toml(block: str) -> None:
     data = tomllib.loads(block)
     data.setdefault("model", {}).setdefault("path", "models/mine")
     data.setdefault("task", {}).setdefault("data", "tweets")
+    if (sweep := data.pop("compare", None)) is not None:
+        data.setdefault("federation", {}).setdefault("clients", 2)
+        check.make_design(data, sweep, {})
     made = config.parse_config(data)
     build(made.method.name, made.method.options, made.seed)
     kind = partition_options.find_kind(made.partition.kind)
@@ -314,11 +318,24 @@ def check_commands(block: str) -> None:
         if command is None:
             raise ValueError(f"no command {line[1]!r}")
         given = command.make_context(line[1], line[2:], parent=context).params
+        if line[1] == "compare":
+            check_comparison(given)
+            continue
         data: dict[str, Any] = {"model": {"path": "x"}, "task": {"data": "tweets"}}
         for override in given.get("set_") or ():
             config.apply_override(data, override)
         made = config.parse_config(data)
         build(made.method.name, made.method.options, made.seed)
+
+
+def check_comparison(given: dict[str, Any]) -> None:
+    """The comparison that a command asks for can be made of the recipe it names."""
+    if given["recipe"] is None:
+        return
+    names = inspect.signature(command.parse_options).parameters
+    asked = command.parse_options(**{name: given[name] for name in names})
+    recipe, table = check.split_recipe(given["recipe"])
+    check.make_design(recipe, table, asked, given["set_"] or ())
 
 
 def check_python(block: str) -> None:

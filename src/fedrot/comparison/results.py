@@ -233,7 +233,7 @@ def _edges(design: Design, arm: Json) -> list[str]:
     for key, value in (arm["chosen"] or {}).items():
         numeric = [v for v in lists[key] if isinstance(v, int | float) and not isinstance(v, bool)]
         ends_open = key.startswith("train.")  # a learning rate has values beyond; a strength of 1 has none
-        if ends_open and len(numeric) > 1 and value in (min(numeric), max(numeric)):
+        if ends_open and len(numeric) > 2 and value in (min(numeric), max(numeric)):
             found.append(f"{_name(arm)}: {key} = {show_value(value)}")
     return found
 

@@ -110,7 +110,8 @@ def verdict(results: Json) -> str:
     if len(results["seeds"]) == 1:
         return "With one seed, no difference can be told from chance."
     clear = [arm for arm in others if decided(arm)]
-    places = f" in the {len(others)} comparisons with {results['baseline']}"
+    many = f"{len(others)} comparisons" if len(others) > 1 else "one comparison"
+    places = f" in the {many} with {results['baseline']}"
     if not clear:
         return f"No difference in test accuracy is larger than its 95% interval{places}."
     said = [
@@ -119,8 +120,7 @@ def verdict(results: Json) -> str:
     ]
     more = f", and {len(said) - 4} more" if len(said) > 4 else ""
     return (
-        f"Test accuracy differs by more than its 95% interval in {len(clear)} of {len(others)} comparisons with "
-        f"{results['baseline']}: {'; '.join(said[:4])}{more}."
+        f"Test accuracy differs by more than its 95% interval in {len(clear)} of {many} with {results['baseline']}: {'; '.join(said[:4])}{more}."
     ) + (f" With {len(others)} intervals of 95%, some miss by chance." if len(others) > 5 else "")
 
 
