@@ -41,14 +41,14 @@ def centred_norms(a: Tensor, b: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]
     total, size = _square(rows, columns)
     a_mean, b_mean = a_mid.double() + a_low, b_mid.double() + b_low
 
-    def across(a_other: Tensor, b_other: Tensor) -> Tensor:
-        """The inner product of `columns @ rows` with another product of factors."""
-        left, right = b_other.float().mT @ columns, a_other.float() @ rows.mT
-        return (left * right).sum((-2, -1), dtype=torch.float64)
-
-    drop, drop_size = across(a_low, b_low), norm(a_low.double(), b_low.double()).square()
+    # The inner products of `columns @ rows` with `b_low @ a_low` and `b_mean @ a_mean`, in one pass over both.
+    left = torch.cat([b_low, b_mean.float()], -1).mT @ columns
+    right = torch.cat([a_low, a_mean.float()], -2) @ rows.mT
+    parts, rank = (left * right).sum(-1, dtype=torch.float64), a.shape[-2]
+    drop, shared = parts[..., :rank].sum(-1), parts[..., rank:].sum(-1)
+    drop_size = norm(a_low.double(), b_low.double()).square()
     error = total - 2 * drop + drop_size
-    cross = across(a_mean, b_mean) - _inner(a_low, b_low, a_mean, b_mean)
+    cross = shared - _inner(a_low, b_low, a_mean, b_mean)
     mean_size = norm(a_mean, b_mean).square()
     ideal = error + 2 * cross + mean_size
     sums = size + 2 * drop.abs() + drop_size

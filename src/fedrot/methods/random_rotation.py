@@ -12,6 +12,7 @@ from torch import Tensor
 from fedrot.core import linalg
 from fedrot.core.adapter import Adapter
 from fedrot.core.alignment import SiteRotation, apply
+from fedrot.core.polar import widen
 from fedrot.core.rng import generator
 from fedrot.methods.averaging import Averaging
 from fedrot.methods.base import Upload, method
@@ -57,7 +58,10 @@ class RandomRotation(Averaging):
         drawn: list[Tensor] = []
         for site, f in trained.sites.items():
             each = [self._draw(site, f.rank, rank, round, client) for client in clients]
-            drawn.append(torch.stack(each).to(f.a.device).view(*f.batch, rank, rank))
+            (like,) = widen(
+                f.a[..., :0, :]
+            )  # float64 stays float64, and nothing rotates in less than float32
+            drawn.append(torch.stack(each).to(like).view(*f.batch, rank, rank))
         matrix = torch.stack(drawn)
         none = torch.zeros(matrix.shape[:-2], dtype=torch.bool, device=matrix.device)
         rotation = SiteRotation(
@@ -71,6 +75,6 @@ class RandomRotation(Averaging):
         q, r = linalg.qr(torch.randn(rank, rank, generator=noise, dtype=torch.float64))
         q = q * r.diagonal().sign()
         q[:, 0] *= linalg.det(q).sign()
-        bordered = torch.eye(border)
+        bordered = torch.eye(border, dtype=q.dtype)
         bordered[:rank, :rank] = q
         return bordered
