@@ -262,6 +262,19 @@ def test_unusable_updates_are_refused_by_client(method: Method) -> None:
             aggregate(method, updates, start)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_diverged_client_is_visible_or_refused_by_number(method: Method, value: float) -> None:
+    start = received(3)
+    trained = [train(method, start, c, 3) for c in range(3)]
+    updates = send(method, trained, start, 3)
+    updates[1] = replace(updates[1], adapter=trained[1].map(lambda t: t * value))
+    if method.factorises:
+        with pytest.raises(AdapterError, match="client 1 sent numbers that are not finite"):
+            aggregate(method, updates, start, 3)
+    else:
+        assert not aggregate(method, updates, start, 3).finite()
+
+
 @pytest.mark.parametrize("name", list(methods()))
 def test_every_option_is_refused_out_of_range(name: str) -> None:
     for option in option_hints(methods()[name]):

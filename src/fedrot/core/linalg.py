@@ -30,6 +30,11 @@ def det(matrix: Tensor) -> Tensor:
     return _linalg.det(matrix)
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """Lower `L` with `L @ L.T` the symmetric positive definite `(..., n, n)`."""
+    return _linalg.cholesky(matrix)
+
+
 def inv(matrix: Tensor) -> Tensor:
     """Inverses of `(..., n, n)`."""
     return _linalg.inv(matrix)

@@ -33,6 +33,11 @@ class Averaging(Method, ABC):
         """Whether the server needs only sums of uploads; not with a refit."""
         return self.laws.secure_aggregation and not self.refit
 
+    @property
+    def factorises(self) -> bool:
+        """With a refit."""
+        return self.refit > 0
+
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
     ) -> tuple[Adapter, MethodState]:

@@ -114,6 +114,11 @@ class Method(ABC):
         return True
 
     @property
+    def factorises(self) -> bool:
+        """Whether the server solves or factorises, so that updates with numbers that are not finite are refused."""
+        return self.laws.residual or self.laws.frame != "kept"
+
+    @property
     def reference_lag(self) -> int:
         """How many rounds before the received adapter the `reference` of `before_upload` lies."""
         return 0
@@ -191,6 +196,10 @@ class Method(ABC):
             update = updates[order[position][2]]
             adapter = _padded(update.adapter, received) if self.laws.mixed_ranks else update.adapter
             adapter.check_like(received, f"client {update.client}")
+            if self.factorises and not adapter.finite():
+                raise AdapterError(
+                    f"client {update.client} sent numbers that are not finite: leave it out of the round"
+                )
             return adapter
 
         adapters = Loading(load, len(order))

@@ -61,6 +61,11 @@ class HetLoRA(Averaging):
             )
         return Upload(replace(trained, sites=sites))
 
+    @property
+    def factorises(self) -> bool:
+        """Always: the sizes of updates are weights."""
+        return True
+
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
     ) -> tuple[Adapter, MethodState]:

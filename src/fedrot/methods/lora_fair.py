@@ -29,6 +29,11 @@ class LoRAFair(Method):
 
     mu: Annotated[float, Between(0, above=True)] = 0.01
 
+    @property
+    def factorises(self) -> bool:
+        """Always: a ridge regression."""
+        return True
+
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
     ) -> tuple[Adapter, MethodState]:
