@@ -76,4 +76,5 @@ def test_exactness_agreement_and_order(
         if method.laws.exact:
             assert float((product - ideal).norm()) <= 1e-9 * size
         if method.laws.identical_clients or (len(weights) == 1 and method.laws.lone_client):
-            assert float((agreed[site] - each[0]).norm()) <= 1e-9 * size
+            # The root of rounding: a method may choose by squared errors, which tell no smaller ones apart.
+            assert float((agreed[site] - each[0]).norm()) <= 1e-7 * size
