@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from fedrot.client import plan_group, train_group
-from fedrot.comparison.design import Arm, Design
+from fedrot.client import Plan, plan_group, train_group
+from fedrot.comparison.design import Design
 from fedrot.comparison.run import expected_cells, remaining_cells
 from fedrot.comparison.store import Store
 from fedrot.config import RunConfig
 from fedrot.engines.local import run_round
 from fedrot.engines.observer import Observer
-from fedrot.engines.setup import Federation, prepare
+from fedrot.engines.setup import Federation, Split, prepare
+from fedrot.engines.shared import frozen_key
 from fedrot.evaluate import evaluate
 from fedrot.server import ServerState, choose_clients
 
@@ -30,19 +32,20 @@ class Pace:
     """Seconds that the parts of a run take."""
 
     setup: float
+    """Data, base model and frozen states: once a worker and seed, since runs that follow share them."""
     step: float
     """One local step of one client, trained in the recipe's groups."""
     round: float
     """A round beside its local steps and evaluation: uploads, aggregation, measuring."""
     evaluation: float
+    steps: float
+    """Mean local steps of a client in a round, in the recipe that was timed."""
 
-    def seconds(self, config: RunConfig, clients: int, steps: float) -> float:
-        """A run with `clients` a round that take `steps` local steps on average."""
+    def seconds(self, config: RunConfig, clients: int) -> float:
+        """A run with `clients` a round, once it is set up."""
         rounds, every = config.federation.rounds, config.federation.evaluate_every
-        evaluations = math.ceil(rounds / every)
-        return (
-            self.setup + rounds * (clients * steps * self.step + self.round) + evaluations * self.evaluation
-        )
+        steps = clients * (config.train.steps or self.steps)
+        return rounds * (steps * self.step + self.round) + math.ceil(rounds / every) * self.evaluation
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,11 @@ class Budget:
     jobs: int
     seconds: float
     by_arm: dict[str, float]
-    """Seconds of one run, by variant and grid point."""
+    """Seconds of one run that is set up, by variant and grid point."""
+    setups: int
+    """How often data, base model and frozen states are made ready."""
+    setup: float
+    """Seconds of that, each time, on average."""
 
     @property
     def wall(self) -> float:
@@ -67,38 +74,37 @@ def estimate_budget(
 ) -> Budget:
     """Time the parts of every distinct recipe for some seconds and extrapolate to what is not done yet.
 
-    Runs that differ in method, learning rate, rounds or numbers of clients and steps share one probe; it is taken with
-    the threads that a worker has. Methods are not probed one by one: their aggregation is taken to cost what that of
-    the first does.
+    Runs that differ in method, learning rate, rounds or numbers of local steps share one probe; it is taken with the
+    threads that a worker has. Methods are not probed one by one: their aggregation is taken to cost what that of the
+    first does.
     """
     threads, before = max(1, torch.get_num_threads() // jobs), torch.get_num_threads()
-    paces: dict[str, tuple[Pace, float]] = {}
+    paces: dict[str, Pace] = {}
     by_arm: dict[str, float] = {}
+    setups: dict[str, float] = {}
     seconds = 0.0
     total, done = expected_cells(design, store)
     torch.set_num_threads(threads)
     try:
         for arm, count in remaining_cells(design, store):
             config = design.config(arm.variant, arm.point, arm.candidates[0], design.seeds[0])
-            one = _one_run(config, arm, paces, note)
-            by_arm[arm.name] = one
-            seconds += count * one
+            if (key := _alike(config)) not in paces:
+                note(f"timing {arm.name}")
+                paces[key] = probe(config)
+            clients = config.federation.clients
+            taking_part = len(choose_clients(0, 1, clients, config.federation.fraction)) if clients else 1
+            by_arm[arm.name] = paces[key].seconds(config, taking_part)
+            seconds += count * by_arm[arm.name]
+            for seed in design.seeds if count else ():
+                shared = frozen_key(config.model_copy(update={"seed": seed}))
+                setups.setdefault(shared, paces[key].setup)
     finally:
         torch.set_num_threads(before)
-    return Budget(total, done, jobs, seconds, by_arm)
-
-
-def _one_run(
-    config: RunConfig, arm: Arm, paces: dict[str, tuple[Pace, float]], note: Callable[[str], None]
-) -> float:
-    key = _alike(config)
-    if key not in paces:
-        note(f"timing {arm.name}")
-        paces[key] = probe(config)
-    pace, steps = paces[key]
-    clients = config.federation.clients
-    taking_part = len(choose_clients(0, 1, clients, config.federation.fraction)) if clients else 1
-    return pace.seconds(config, taking_part, config.train.steps or steps)
+    times = (
+        len(setups) + min(jobs, total - done) - 1 if setups else 0
+    )  # at the end, workers help each other out
+    setup = sum(setups.values()) / max(1, len(setups))
+    return Budget(total, done, jobs, seconds + times * setup, by_arm, times, setup)
 
 
 def _alike(config: RunConfig) -> str:
@@ -113,20 +119,23 @@ def _alike(config: RunConfig) -> str:
     return json.dumps(data, sort_keys=True)
 
 
-def probe(config: RunConfig) -> tuple[Pace, float]:
-    """Time the parts of a run, and count its mean local steps."""
+def probe(config: RunConfig) -> Pace:
+    """Time the parts of a run."""
     start = time.perf_counter()
     federation = prepare(config)
     setup = time.perf_counter() - start
+    filling = _Filling()
     try:
-        evaluation, filled = _time_evaluation(federation)
-        step, steps = _time_steps(federation)
+        evaluation = _time_evaluation(federation, filling)
+        step, steps = _time_steps(federation, filling)
         short = config.model_copy(
             update={
                 "train": config.train.model_copy(update={"local_steps": 1, "local_epochs": None}),
                 "federation": config.federation.model_copy(update={"rounds": 2, "evaluate_every": 2}),
             }
         )
+        chosen = choose_clients(config.seed, 1, federation.clients, config.federation.fraction)
+        filling.rows(federation.train, _plan(federation, chosen, 1).rows)
         start = time.perf_counter()
         _, record = run_round(
             replace(federation, config=short), ServerState(0, federation.initial), Observer()
@@ -134,39 +143,63 @@ def probe(config: RunConfig) -> tuple[Pace, float]:
         round = time.perf_counter() - start - record["client_steps"] * step
     finally:
         federation.model.close()
-    return Pace(setup + filled, step, max(0.0, round), evaluation), steps
+    return Pace(setup + filling.all(federation), step, max(0.0, round), evaluation, steps)
 
 
-def _time_evaluation(federation: Federation) -> tuple[float, float]:
-    """Seconds of one evaluation, and of filling the cache of frozen states for all splits, if there is one."""
+class _Filling:
+    """Fills caches of frozen states ahead of what is timed, and times that by itself."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def rows(self, split: Split, rows: Tensor) -> None:
+        """Have the states of these rows, if the recipe caches them."""
+        if split.cache is not None:
+            start = time.perf_counter()
+            split.cache.ensure(rows.flatten())
+            self.seconds += time.perf_counter() - start
+
+    def all(self, federation: Federation) -> float:
+        """Seconds for every row of every split, at the pace of those filled so far."""
+        splits = federation.splits.values()
+        filled = sum(int(s.data.lengths[s.cache.filled].sum()) for s in splits if s.cache is not None)
+        return self.seconds * sum(int(s.data.lengths.sum()) for s in splits) / filled if filled else 0.0
+
+
+def _time_evaluation(federation: Federation, filling: _Filling) -> float:
+    """Seconds of one evaluation on the splits that are evaluated."""
     splits = [split for name, split in federation.splits.items() if name != "train"]
-    batch = federation.config.federation.evaluate_batch
-
-    def once() -> float:
+    for split in splits:
+        filling.rows(split, torch.arange(len(split.data)))
+    batch, seconds = federation.config.federation.evaluate_batch, 0.0
+    for _ in range(2):  # the first warms up
         start = time.perf_counter()
         for split in splits:
             evaluate(federation.model, federation.initial, split.data, batch=batch, cache=split.cache)
-        return time.perf_counter() - start
-
-    first, second = once(), once()
-    if federation.train.cache is None:
-        return second, 0.0
-    tokens = sum(int(split.data.lengths.sum()) for split in splits)
-    return second, max(0.0, first - second) * (1 + int(federation.train.data.lengths.sum()) / tokens)
+        seconds = time.perf_counter() - start
+    return seconds
 
 
-def _time_steps(federation: Federation) -> tuple[float, float]:
+def _plan(federation: Federation, clients: Sequence[int], steps: int | None) -> Plan:
+    config = federation.config
+    train = config.train
+    if steps is not None:
+        train = train.model_copy(update={"local_steps": steps, "local_epochs": None})
+    rows = [federation.partition.rows[client] for client in clients]
+    lengths = federation.train.data.lengths if train.bucket else None
+    return plan_group(clients, rows, train, seed=config.seed, round=1, lengths=lengths)
+
+
+def _time_steps(federation: Federation, filling: _Filling) -> tuple[float, float]:
     """Seconds of one client's local step in a group, and the mean number of steps of a client in a round."""
     config = federation.config
     chosen = choose_clients(config.seed, 1, federation.clients, config.federation.fraction)
-    group = chosen[: federation.group_size]
-    rows = [federation.partition.rows[client] for client in group]
-    lengths = federation.train.data.lengths if config.train.bucket else None
-    whole = plan_group(group, rows, config.train, seed=config.seed, round=1, lengths=lengths)
-    seconds = 0.0
+    group, seconds = chosen[: federation.group_size], 0.0
     for count in (1, STEPS):
+        plan = _plan(federation, group, count)
+        filling.rows(federation.train, plan.rows)
         settings = config.train.model_copy(update={"local_steps": count, "local_epochs": None})
-        plan = plan_group(group, rows, settings, seed=config.seed, round=1, lengths=lengths)
+        trainable = federation.method.trainable(1)
         start = time.perf_counter()
         train_group(
             federation.model,
@@ -174,9 +207,9 @@ def _time_steps(federation: Federation) -> tuple[float, float]:
             federation.initial,
             plan,
             settings,
-            federation.method.trainable(1),
+            trainable,
             federation.train.cache,
         )
         federation.model.unload()
         seconds = time.perf_counter() - start
-    return seconds / (STEPS * len(group)), float(whole.steps.float().mean())
+    return seconds / (STEPS * len(group)), float(_plan(federation, chosen, None).steps.float().mean())

@@ -74,6 +74,7 @@ class Spread:
         axes.set_ylim(max(reach[0], low - room, -0.01), min(reach[1], high + room, 1.01))
         if self.ticks:
             axes.set_xticks([x for x, _ in self.ticks], [label for _, label in self.ticks])
+            axes.set_xlim(-0.4, len(self.ticks) - 0.6)
         return spots
 
 

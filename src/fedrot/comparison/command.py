@@ -116,10 +116,14 @@ def print_budget(
     for name, seconds in found.by_arm.items():
         table.add_row(escape(name), duration(seconds))
     console.print(table)
+    console.print(
+        f"\ndata, model and cached states are made ready {found.setups} times, {duration(found.setup)} each",
+        soft_wrap=True,
+    )
     left = found.cells - found.done
     workers = f"{jobs} worker{'s' if jobs > 1 else ''}"
     console.print(
-        f"\n{found.cells} runs, {found.done} done already, {left} to go: about {duration(found.wall)} with {workers} "
+        f"{found.cells} runs, {found.done} done already, {left} to go: about {duration(found.wall)} with {workers} "
         "that do not slow each other down",
         soft_wrap=True,
     )

@@ -120,7 +120,8 @@ def verdict(results: Json) -> str:
     ]
     more = f", and {len(said) - 4} more" if len(said) > 4 else ""
     return (
-        f"Test accuracy differs by more than its 95% interval in {len(clear)} of {many} with {results['baseline']}: {'; '.join(said[:4])}{more}."
+        f"Test accuracy differs by more than its 95% interval in {len(clear)} of {many} with "
+        f"{results['baseline']}: {'; '.join(said[:4])}{more}."
     ) + (f" With {len(others)} intervals of 95%, some miss by chance." if len(others) > 5 else "")
 
 
