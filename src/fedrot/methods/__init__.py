@@ -18,17 +18,9 @@ from fedrot.methods import (
     rescale,
     rolora,
 )
-from fedrot.methods.base import (
-    Laws,
-    Method,
-    MethodState,
-    Trainable,
-    Update,
-    Upload,
-    build,
-    method,
-    methods,
-)
+from fedrot.methods.base import Method, MethodState, Trainable, Update, Upload
+from fedrot.methods.laws import Laws
+from fedrot.methods.registry import build, method, methods
 
 __all__ = ["Laws", "Method", "MethodState", "Trainable", "Update", "Upload", "build", "method", "methods"]
 CATALOGUE = (

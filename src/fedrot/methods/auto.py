@@ -12,8 +12,9 @@ from fedrot.core.adapter import Adapter, Factors, weighted_mean
 from fedrot.core.lowrank import norm
 from fedrot.core.products import right_products
 from fedrot.core.refit import refit
-from fedrot.methods.base import Method, MethodState, Update, method
+from fedrot.methods.base import Method, MethodState, Update
 from fedrot.methods.options import Between
+from fedrot.methods.registry import method
 
 
 @final

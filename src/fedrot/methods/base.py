@@ -1,4 +1,4 @@
-"""What a method is: three hooks of a frozen dataclass, its declared laws, and the registry of all methods."""
+"""What a method is: three hooks of a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from types import MappingProxyType
-from typing import ClassVar, Literal, TypeVar, overload
+from typing import ClassVar, overload
 
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors, normalise, weighted_mean
 from fedrot.core.alignment import SiteRotation
-from fedrot.errors import AdapterError, ConfigError, nearest
+from fedrot.errors import AdapterError
+from fedrot.methods.laws import Laws
 from fedrot.methods.options import check_options
-
-Frame = Literal["kept", "turned", "fresh"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +54,6 @@ class MethodState:
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Laws:
-    """What a method promises with its default options; the contract suite holds it to every promise.
-
-    Attributes:
-        exact: the broadcast, with its residual, represents `sum p_i b_i a_i`.
-        secure_aggregation: the server needs only weighted sums of uploads.
-        mixed_ranks: clients may have fewer directions than the server (zero-padded before aggregation).
-        factor_mean: the broadcast factors are the weighted means of the uploaded ones.
-        lone_client: a round with one client gives it its own update back (as a product).
-        identical_clients: clients that agree get the update they agree on (as a product).
-        personal: what a client does not upload it keeps for itself from round to round.
-        residual: broadcasts carry a correction that every receiver folds into its base weights.
-        frame: the broadcast's factors continue the frame of those received (`"kept"`), come in a new one
-            (`"turned"`, as after an SVD), or start afresh (`"fresh"`).
-        stale: an update computed from an earlier broadcast may join a later round.
-    """
-
-    exact: bool
-    secure_aggregation: bool
-    mixed_ranks: bool
-    factor_mean: bool
-    lone_client: bool = True
-    identical_clients: bool = True
-    personal: bool = False
-    residual: bool = False
-    frame: Frame = "kept"
-    stale: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,70 +237,3 @@ def travelled(adapter: Adapter, received: Adapter, uploads: Trainable) -> Adapte
             for site, f in adapter.sites.items()
         },
     )
-
-
-_registry: dict[str, type[Method]] = {}
-
-
-M = TypeVar("M", bound=Method)
-
-
-def method(
-    name: str,
-    *,
-    exact: bool,
-    secure_aggregation: bool,
-    mixed_ranks: bool,
-    factor_mean: bool,
-    lone_client: bool = True,
-    identical_clients: bool = True,
-    personal: bool = False,
-    residual: bool = False,
-    frame: Frame = "kept",
-    stale: bool = True,
-) -> Callable[[type[M]], type[M]]:
-    """Register a method class under `name`, with the laws it declares (see `Laws`)."""
-    laws = Laws(
-        exact=exact,
-        secure_aggregation=secure_aggregation,
-        mixed_ranks=mixed_ranks,
-        factor_mean=factor_mean,
-        lone_client=lone_client,
-        identical_clients=identical_clients,
-        personal=personal,
-        residual=residual,
-        frame=frame,
-        stale=stale,
-    )
-
-    def register(cls: type[M]) -> type[M]:
-        if name in _registry:
-            raise ConfigError(
-                f"method {name!r} is registered twice: {_registry[name].__name__}, {cls.__name__}"
-            )
-        cls.name, cls.laws = name, laws
-        _registry[name] = cls
-        return cls
-
-    return register
-
-
-def methods() -> Mapping[str, type[Method]]:
-    """Every registered method by name."""
-    return MappingProxyType(dict(sorted(_registry.items())))
-
-
-def build(name: str, options: Mapping[str, object], seed: int) -> Method:
-    """The method `name` with `options`; `seed` goes to methods that draw random numbers and were given none.
-
-    Raises:
-        ConfigError: an unknown method or option, or a value out of range; keys read `method.<option>`.
-    """
-    if name not in _registry:
-        raise ConfigError(f"method.name = {name!r}: no such method; {nearest(name, _registry)}")
-    cls = _registry[name]
-    known = [option.name for option in dataclasses.fields(cls)]
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"method.{key}: not an option of {name!r}; {nearest(key, known)}")
-    return cls(**({"seed": seed} if "seed" in known else {}) | dict(options))

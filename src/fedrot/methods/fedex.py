@@ -8,7 +8,8 @@ from typing import final
 
 from fedrot.core.adapter import Adapter, Factors, weighted_mean
 from fedrot.core.lowrank import compress, weighted_sum
-from fedrot.methods.base import Method, MethodState, Update, method
+from fedrot.methods.base import Method, MethodState, Update
+from fedrot.methods.registry import method
 
 
 @final

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from fedrot.methods.averaging import Averaging
-from fedrot.methods.base import method
+from fedrot.methods.registry import method
 
 
 @final

@@ -10,8 +10,9 @@ from fedrot.core.adapter import Adapter, Factors, mean_head
 from fedrot.core.leading import sketched
 from fedrot.core.lowrank import compress, weighted_sum
 from fedrot.core.rng import generator
-from fedrot.methods.base import Method, MethodState, Update, method
+from fedrot.methods.base import Method, MethodState, Update
 from fedrot.methods.options import Between
+from fedrot.methods.registry import method
 
 
 @final

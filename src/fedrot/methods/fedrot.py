@@ -17,8 +17,9 @@ from fedrot.core.procrustes import Anchor
 from fedrot.core.softening import Path
 from fedrot.errors import ConfigError
 from fedrot.methods.averaging import Averaging
-from fedrot.methods.base import MethodState, Update, Upload, in_order, method
+from fedrot.methods.base import MethodState, Update, Upload, in_order
 from fedrot.methods.options import Between, Schedule, Stepwise, at
+from fedrot.methods.registry import method
 
 
 @final

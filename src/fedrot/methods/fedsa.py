@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from fedrot.methods.base import Method, Trainable, method
+from fedrot.methods.base import Method, Trainable
+from fedrot.methods.registry import method
 
 
 @final

@@ -8,7 +8,8 @@ from typing import final
 
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.lowrank import product_svd
-from fedrot.methods.base import Method, MethodState, Trainable, Update, method
+from fedrot.methods.base import Method, MethodState, Trainable, Update
+from fedrot.methods.registry import method
 
 
 @final

@@ -8,7 +8,8 @@ from typing import final
 
 from fedrot.core.adapter import Adapter, mean_head
 from fedrot.core.leading import leading
-from fedrot.methods.base import Method, MethodState, Update, method
+from fedrot.methods.base import Method, MethodState, Update
+from fedrot.methods.registry import method
 
 
 @final

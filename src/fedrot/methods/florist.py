@@ -8,8 +8,9 @@ from typing import Annotated, final
 
 from fedrot.core.adapter import Adapter, Factors, mean_head
 from fedrot.core.lowrank import truncate, weighted_sum
-from fedrot.methods.base import Method, MethodState, Update, method
+from fedrot.methods.base import Method, MethodState, Update
 from fedrot.methods.options import Between
+from fedrot.methods.registry import method
 
 
 @final

@@ -13,8 +13,9 @@ from fedrot.core import linalg
 from fedrot.core.adapter import Adapter, Factors, mean_head, weighted_mean
 from fedrot.core.lowrank import norm
 from fedrot.methods.averaging import Averaging
-from fedrot.methods.base import MethodState, Update, Upload, method
+from fedrot.methods.base import MethodState, Update, Upload
 from fedrot.methods.options import Between
+from fedrot.methods.registry import method
 
 
 @final

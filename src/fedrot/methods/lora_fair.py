@@ -9,8 +9,9 @@ from typing import Annotated, final
 from fedrot.core.adapter import Adapter, weighted_mean
 from fedrot.core.products import right_products
 from fedrot.core.refit import ridge_b
-from fedrot.methods.base import Method, MethodState, Update, method
+from fedrot.methods.base import Method, MethodState, Update
 from fedrot.methods.options import Between
+from fedrot.methods.registry import method
 
 
 @final

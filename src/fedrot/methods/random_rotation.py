@@ -15,8 +15,9 @@ from fedrot.core.alignment import SiteRotation, apply
 from fedrot.core.polar import widen
 from fedrot.core.rng import generator
 from fedrot.methods.averaging import Averaging
-from fedrot.methods.base import Upload, method
+from fedrot.methods.base import Upload
 from fedrot.methods.options import Between
+from fedrot.methods.registry import method
 
 
 @final

@@ -13,7 +13,8 @@ from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.alignment import SiteRotation
 from fedrot.core.polar import widen
 from fedrot.methods.averaging import Averaging
-from fedrot.methods.base import Upload, method
+from fedrot.methods.base import Upload
+from fedrot.methods.registry import method
 
 
 @final
