@@ -28,7 +28,7 @@ demo: .venv/run.stamp
 	$(BIN)/fedrot run recipes/demo.toml
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
