@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 import typer.main
+from experiments_tables import experiment  # beside this file; MkDocs puts its folder on the path
 from mkdocs.exceptions import PluginError
 from pydantic import BaseModel
 
@@ -87,14 +88,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def table(match: re.Match[str]) -> str:
         if match[1] not in TABLES:
             raise PluginError(f"{where}: marker {match[1]!r}; {errors.nearest(match[1], TABLES)}")
-        return TABLES[match[1]]()
+        return TABLES[match[1]](*match[2].split())
 
     for language, block in re.findall(r"^```(toml|bash|python)[^\n]*\n(.*?)^```", markdown, re.M | re.S):
         try:
             CHECKS[language](block)
         except Exception as error:
             raise PluginError(f"{where}: in the block\n{block}\n{type(error).__name__}: {error}") from error
-    return re.sub(r"<!-- fedrot:([a-z-]+) -->", table, markdown)
+    return re.sub(r"<!-- fedrot:([a-z-]+)((?: [a-z-]+)?) -->", table, markdown)
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -276,13 +277,14 @@ def exit_codes() -> str:
     return rows("code", "error", "meaning", body=sorted(body, key=lambda row: int(row[0])))
 
 
-TABLES: dict[str, Callable[[], str]] = {
+TABLES: dict[str, Callable[..., str]] = {
     "recipe": recipe,
     "methods": methods,
     "laws": laws,
     "method-options": method_options,
     "partitions": partitions,
     "exit-codes": exit_codes,
+    "experiment": experiment,
 }
 
 

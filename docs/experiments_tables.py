@@ -1,0 +1,115 @@
+"""Tables of the experiments' results, from the JSON files of `benchmarks/results/experiments`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "experiments"
+
+
+def experiment(name: str) -> str:
+    """Accuracy of every variant at every grid point, differences to the baseline, and how it was run."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return "*Not run yet.*\n"
+    found = json.loads(path.read_text("utf-8"))
+    parts = [single(found)] if len(found["points"]) == 1 else [accuracies(found), differences(found)]
+    return "\n".join([*parts, footnote(found)])
+
+
+def single(found: dict[str, Any]) -> str:
+    """One row for each variant."""
+    rows = [
+        ["variant", "test accuracy", f"against {found['baseline']}", "relative error", "MB sent", "chosen"]
+    ]
+    rows += [
+        [
+            f"`{arm['variant']}`",
+            interval(arm["mean"].get("accuracy")),
+            against(arm),
+            number(arm["mean"].get("error")),
+            megabytes(arm),
+            chosen(arm),
+        ]
+        for arm in found["arms"]
+    ]
+    return markdown(rows)
+
+
+def accuracies(found: dict[str, Any]) -> str:
+    """One row for each grid point, one column for each variant."""
+    return grid(found, lambda arm: interval(arm["mean"].get("accuracy")), "test accuracy")
+
+
+def differences(found: dict[str, Any]) -> str:
+    """The same of the paired differences to the baseline."""
+    return grid(found, against, f"points above {found['baseline']}", skip=found["baseline"])
+
+
+def grid(found: dict[str, Any], cell: Any, title: str, skip: str = "") -> str:
+    variants = [name for name in found["variants"] if name != skip]
+    rows = [[title, *(f"`{name}`" for name in variants)]]
+    for point in found["points"]:
+        arms = {arm["variant"]: arm for arm in found["arms"] if arm["point"] == point["setting"]}
+        rows.append([point["name"], *(cell(arms[name]) for name in variants)])
+    return markdown(rows)
+
+
+def interval(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return "failed"
+    if estimate["low"] is None:
+        return f"{estimate['mean']:.3f}"
+    return f"{estimate['mean']:.3f} ± {estimate['high'] - estimate['mean']:.3f}"
+
+
+def against(arm: dict[str, Any]) -> str:
+    """Points of accuracy, in bold where the interval leaves out zero."""
+    difference = arm["difference"].get("accuracy")
+    if difference is None:
+        return "–"
+    text = f"{100 * difference['mean']:+.1f}"
+    if difference["low"] is None:
+        return text
+    clear = difference["low"] > 0 or difference["high"] < 0
+    text += f" ({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f})"
+    return f"**{text}**" if clear else text
+
+
+def number(estimate: dict[str, Any] | None) -> str:
+    return "–" if estimate is None else f"{estimate['mean']:.3f}"
+
+
+def megabytes(arm: dict[str, Any]) -> str:
+    sent = arm["mean"].get("bytes")
+    return "–" if sent is None else f"{sent['mean'] / 1e6:.1f}"
+
+
+def chosen(arm: dict[str, Any]) -> str:
+    return (
+        ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in (arm["chosen"] or {}).items()) or "–"
+    )
+
+
+def footnote(found: dict[str, Any]) -> str:
+    """Seeds, tuning, device, and what the comparison itself remarked."""
+    seeds = ", ".join(map(str, found["seeds"]))
+    tuned = found["compare"].get("tune", {})
+    choice = "; ".join(f"{key} from {values}" for key, values in tuned.items())
+    text = [
+        f"Seeds {seeds}; mean and 95% t-interval; bold: the interval of the paired difference leaves out zero.",
+        f"Chosen on validation, one seed, the same number of trials for all: {choice}."
+        if choice
+        else "Nothing tuned.",
+        f"Last round, device {found['device']}, torch {found['versions']['torch']}.",
+        *found["notes"],
+    ]
+    return "\n" + " ".join(text) + "\n"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
