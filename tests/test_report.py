@@ -160,9 +160,11 @@ def test_events_are_listed_or_said_to_be_none(tmp_path: Path, only: Callable[...
 
     def reject(records: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         records[6].update(rejected=2, rejected_clients={"7": "non-finite loss"})
+        records[8].update(dropped=2, dropped_clients=[1, 4], stale=1, stale_clients={"2": 3})
 
     text = page_of(make_run(tmp_path / "run", edit=reject)).text
     assert "client 7: non-finite loss; 1 without a recorded reason" in text
+    assert "dropped out: client 1, client 4; stale, by rounds: client 2 (3)" in text
     assert "No client was rejected" in page_of(make_run(tmp_path / "quiet", method="fedit", gain=0.0)).text
 
 

@@ -104,7 +104,7 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
         # Two cards a row: with an even number of half-width charts the events get a row of their own.
         wide_events=sum(not chart.wide for chart in drawn.values()) % 2 == 0,
         events=_events(run.records),
-        no_events="No client was rejected, no reference was degenerate, no determinant was flipped.",
+        no_events="No client was rejected, absent or stale; no reference was degenerate, no determinant was flipped.",
         headers=HEADERS,
         rows=rows_of(run.records),
         snippet=_snippet(run),
@@ -216,7 +216,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _events(records: Sequence[Record]) -> list[list[str]]:
-    """Rows of round, rejected clients with their reasons, degenerate references, determinant flips."""
+    """Rows of round, clients with what kept them from a plain part in it, degenerate references, determinant flips."""
     rows: list[list[str]] = []
     for record in records:
         reasons: Mapping[str, Any] = record.get("rejected_clients") or {}
@@ -226,8 +226,13 @@ def _events(records: Sequence[Record]) -> list[list[str]]:
             words = "; ".join(
                 part for part in (words, f"{rejected - len(reasons)} without a recorded reason") if part
             )
+        absent = ", ".join(f"client {client}" for client in record.get("dropped_clients") or ())
+        late: Mapping[str, Any] = record.get("stale_clients") or {}
+        behind = ", ".join(f"client {client} ({lag})" for client, lag in late.items())
+        told = (words, absent and f"dropped out: {absent}", behind and f"stale, by rounds: {behind}")
+        words = "; ".join(part for part in told if part)
         degenerate, flips = (int(finite(record, key) or 0) for key in ("degenerate", "flips"))
-        if rejected or degenerate or flips:
+        if words or degenerate or flips:
             rows.append([str(record["round"]), words or MISSING, str(degenerate), str(flips)])
     return rows
 
