@@ -16,6 +16,7 @@ import shlex
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
@@ -81,6 +82,12 @@ MEANINGS = {
 """Meanings of keys that have no docstring in `fedrot.config`; a docstring there wins."""
 
 
+def on_pre_build(config: Any) -> None:
+    """Check the README too, whose commands are the first that anyone types."""
+    readme = Path(config.config_file_path).parent / "README.md"
+    check_blocks(readme.read_text("utf-8"), readme.name)
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in the tables, then check every block of code."""
     where = page.file.src_path
@@ -90,12 +97,20 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             raise PluginError(f"{where}: marker {match[1]!r}; {errors.nearest(match[1], TABLES)}")
         return TABLES[match[1]](*match[2].split())
 
-    for language, block in re.findall(r"^```(toml|bash|python)[^\n]*\n(.*?)^```", markdown, re.M | re.S):
+    check_blocks(markdown, where)
+    return re.sub(r"<!-- fedrot:([a-z-]+)((?: [a-z-]+)?) -->", table, markdown)
+
+
+def check_blocks(markdown: str, where: str) -> None:
+    """Try every fenced block and every `fedrot` command within a line."""
+    blocks = re.findall(r"^```(toml|bash|python)[^\n]*\n(.*?)^```", markdown, re.M | re.S)
+    prose = re.sub(r"^```.*?^```", "", markdown, flags=re.M | re.S)
+    blocks += [("bash", " ".join(line.split())) for line in re.findall(r"`(fedrot [^`]+)`", prose)]
+    for language, block in blocks:
         try:
             CHECKS[language](block)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{where}: in the block\n{block}\n{type(error).__name__}: {error}") from error
-    return re.sub(r"<!-- fedrot:([a-z-]+)((?: [a-z-]+)?) -->", table, markdown)
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -309,7 +324,7 @@ def check_toml(block: str) -> None:
 
 
 def check_commands(block: str) -> None:
-    """Every `fedrot` command parses, and its `--set` keys exist."""
+    """Every `fedrot` command parses, and its `--set` keys suit the recipe it names."""
     group = typer.main.get_command(cli.app)
     for line in block.replace("\\\n", " ").splitlines():
         line = shlex.split(line, comments=True)
@@ -323,9 +338,11 @@ def check_commands(block: str) -> None:
         if line[1] == "compare":
             check_comparison(given)
             continue
+        recipe = given.get("recipe")
         data: dict[str, Any] = {"model": {"path": "x"}, "task": {"data": "tweets"}}
-        for override in given.get("set_") or ():
-            config.apply_override(data, override)
+        if recipe is not None and Path(recipe).exists():
+            data = config.read_recipe(recipe)
+        config.apply_overrides(data, given.get("set_") or ())
         made = config.parse_config(data)
         build(made.method.name, made.method.options, made.seed)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrot.config import RunConfig, apply_override, differences, load_config, parse_config
+from fedrot.config import RunConfig, apply_override, apply_overrides, differences, load_config, parse_config
 from fedrot.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {"model": {"path": "m"}, "task": {"data": "tweets"}}
@@ -66,6 +66,25 @@ def test_override_takes_any_toml_value_or_a_bare_word(override: str, expected: o
     data: dict[str, Any] = {}
     apply_override(data, override)
     assert data == {"method": {"strength": expected}}
+
+
+def test_options_of_a_method_that_is_replaced_are_left_out_and_named() -> None:
+    data: dict[str, Any] = {
+        "method": {"name": "fedrot", "strength": 0.5, "anchor": "a"},
+        "partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 8},
+    }
+    said = apply_overrides(data, ["method.name=fedit", "method.anchor=b", "partition.kind=iid"])
+    assert data == {"method": {"name": "fedit", "anchor": "b"}, "partition": {"kind": "iid", "min_size": 8}}
+    assert said == [
+        "method.strength = 0.5 belongs to 'fedrot' and is left out with 'fedit'",
+        "partition.alpha = 0.5 belongs to 'dirichlet' and is left out with 'iid'",
+    ]
+
+
+def test_options_stay_where_the_method_stays() -> None:
+    data: dict[str, Any] = {"method": {"strength": 0.5}}
+    assert apply_overrides(data, ["method.name=fedrot", "seed=3"]) == []
+    assert data == {"method": {"name": "fedrot", "strength": 0.5}, "seed": 3}
 
 
 @pytest.mark.parametrize("override", ["method.strength", "=3", "method..x=1", "seed.x=1"])

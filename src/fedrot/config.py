@@ -8,7 +8,7 @@ named method or partitioner; those are checked against it when it is built (`fed
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -265,8 +265,15 @@ class RunConfig(Section):
         return tomli_w.dumps(_without_none(self.model_dump()))
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML recipe and apply `section.key=value` overrides in order.
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), told: Callable[[str], None] | None = None
+) -> RunConfig:
+    """Read a TOML recipe and apply `section.key=value` overrides in order, see `apply_overrides`.
+
+    Args:
+        path: of the recipe.
+        overrides: applied to it.
+        told: hears which of the recipe's options an override made meaningless.
 
     Raises:
         ConfigError: unreadable file, bad TOML, unknown key (the nearest name is offered) or a value out of range.
@@ -277,8 +284,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             f"recipe '{path}': has a table [compare], which describes many runs; run it with `fedrot compare {path}`, "
             "or take the table out to run the recipe once"
         )
-    for override in overrides:
-        apply_override(data, override)
+    for note in apply_overrides(data, overrides):
+        if told is not None:
+            told(note)
     return parse_config(data)
 
 
@@ -305,6 +313,47 @@ def parse_config(data: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+NAMED: dict[str, tuple[str, type[OpenSection]]] = {
+    "method": ("name", MethodConfig),
+    "partition": ("kind", PartitionConfig),
+}
+"""The key that says what an open section's further keys belong to."""
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set `section.key=value` in place, in order, and leave out options that lost what they belong to.
+
+    Where an override names another method or kind of partition, the options that the recipe itself has for the former
+    one go; those that an override sets stay. Returns a line for each that went.
+
+    >>> recipe = {"method": {"name": "fedrot", "strength": 0.5}}
+    >>> apply_overrides(recipe, ["method.name=fedit"])
+    ["method.strength = 0.5 belongs to 'fedrot' and is left out with 'fedit'"]
+    >>> recipe
+    {'method': {'name': 'fedit'}}
+    """
+    before = {section: dict(data.get(section) or {}) for section in NAMED if _is_table(data.get(section))}
+    for override in overrides:
+        apply_override(data, override)
+    given = {override.partition("=")[0].strip() for override in overrides}
+    left_out: list[str] = []
+    for section, old in before.items():
+        key, model = NAMED[section]
+        table: dict[str, Any] = data[section]
+        former = old.get(key, model.model_fields[key].default)
+        now = table.get(key, former)
+        for option in old.keys() - model.model_fields.keys() if now != former else ():
+            if f"{section}.{option}" not in given:
+                left_out.append(
+                    f"{section}.{option} = {table.pop(option)!r} belongs to {former!r} and is left out with {now!r}"
+                )
+    return sorted(left_out)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from fedrot.comparison.design import Design, assign, method_of, options_of
 from fedrot.comparison.options import Setting, check_values, flat, shown
-from fedrot.config import RunConfig, apply_override, parse_config, read_recipe
+from fedrot.config import RunConfig, apply_overrides, parse_config, read_recipe
 from fedrot.errors import ConfigError, nearest
 from fedrot.methods import build, methods
 from fedrot.partition_options import find_kind, partitioner_arguments
@@ -66,8 +66,7 @@ def make_design(
     for key in table:
         if key not in KEYS:
             raise ConfigError(f"compare.{key}: unknown key; {nearest(key, KEYS)}")
-    for override in overrides:
-        apply_override(recipe, override)
+    apply_overrides(recipe, overrides)
     asked = dict(table) | {key: value for key, value in given.items() if value is not None}
     variants = _variants(asked)
     tune, own = _tune(asked.get("tune", {}), variants)

@@ -34,7 +34,7 @@ def run(
     """
     stem = "run" if config is None or isinstance(config, RunConfig) else Path(config).stem
     if isinstance(config, str | Path):
-        config = load_config(config, overrides)
+        config = load_config(config, overrides, (observer or Observer()).note)
     elif overrides:
         raise ConfigError("overrides: they apply to a recipe file; use RunConfig.model_copy for a RunConfig")
     if resume:
