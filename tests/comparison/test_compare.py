@@ -209,7 +209,7 @@ def test_ctrl_c_ends_the_workers_and_the_comparison_goes_on_later(recipe: Make, 
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("cells/*.run/checkpoint/round-000001")) and time.monotonic() < deadline:
+    while not list(out.glob("cells/*.run/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
