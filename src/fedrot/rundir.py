@@ -74,7 +74,7 @@ class RunDirectory:
         """Write down what `auto` came to, so that a resumed run trains in the same groups, and the rounds asked for."""
         federation = config.federation.model_copy(update={"group_size": group_size})
         resolved = config.model_copy(update={"federation": federation})
-        self._write(self.config, resolved.to_toml())
+        write_whole(self.config, resolved.to_toml())
         return resolved
 
     def records(self) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ class RunDirectory:
                 f"{[record['round'] for record in earlier]}; restore the file from a copy"
             )
         records = [*earlier, dict(last)]
-        self._write(self.metrics, "".join(_line(record) for record in records))
+        write_whole(self.metrics, "".join(_line(record) for record in records))
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -123,18 +123,22 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write `name` in the run directory atomically."""
-        self._write(self.path / name, json.dumps(value, indent=2) + "\n")
+        write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
 
-    def _write(self, path: Path, text: str) -> None:
-        partial = path.with_name(f".{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, "utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise OutputError(
-                f"'{path}': cannot be written ({error.strerror}); check the path and free space"
-            ) from error
+
+def write_whole(path: Path, text: str, remedy: str = "check the path and free space") -> None:
+    """Write a file so that it is whole or as it was before; its folder is made.
+
+    Raises:
+        OutputError: it cannot be written; the message ends with `remedy`.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, "utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"'{path}': cannot be written ({error.strerror}); {remedy}") from error
 
 
 def free_directory(stem: str, parent: str | Path = "runs") -> Path:

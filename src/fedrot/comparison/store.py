@@ -14,6 +14,7 @@ from fedrot.comparison.design import Design
 from fedrot.comparison.options import shown
 from fedrot.config import RunConfig, differences, parse_config
 from fedrot.errors import OutputError
+from fedrot.rundir import write_whole
 
 Json = dict[str, Any]
 
@@ -65,15 +66,7 @@ class Store:
         Raises:
             OutputError: the disk refuses.
         """
-        partial = path.with_name(f".{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, "utf-8")
-            partial.replace(path)
-        except OSError as error:
-            raise OutputError(
-                f"'{path}': cannot be written ({error.strerror}); free space, then --resume"
-            ) from error
+        write_whole(path, text, "free space, then --resume")
 
     def rundir(self, key: str) -> Path:
         """Where a cell runs; removed when it has finished."""

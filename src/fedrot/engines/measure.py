@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedrot.core.adapter import Adapter, Factors, normalise
+from fedrot.core.adapter import Adapter, Factors, weighted_mean
 from fedrot.core.measure import AggregationError, adapter_aggregation_error, adapter_broadcast_error
 from fedrot.engines.round import Round
 from fedrot.engines.traffic import traffic
@@ -62,7 +62,7 @@ def _error(
         return adapter_aggregation_error(uploads, weights)
     broadcast = step.aggregated
     if laws.personal:  # what stays with the clients, on average
-        mean = _mean_factors(uploads, weights)
+        mean = weighted_mean([replace(one, head={}).map(Tensor.double) for one in uploads], weights).sites
         sent = round.method.uploads(round.number)
         sites = {
             site: Factors(f.a if sent.a else mean[site].a, f.b if sent.b else mean[site].b)
@@ -70,22 +70,6 @@ def _error(
         }
         broadcast = replace(broadcast, sites=sites)
     return adapter_broadcast_error(uploads, weights, broadcast)
-
-
-def _mean_factors(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Factors]:
-    shares = normalise(weights, len(adapters))
-
-    def mean(tensors: Sequence[Tensor]) -> Tensor:
-        total = sum(share * tensor.double() for share, tensor in zip(shares, tensors, strict=True))
-        return torch.as_tensor(total)
-
-    return {
-        site: Factors(
-            mean([adapter.sites[site].a for adapter in adapters]),
-            mean([adapter.sites[site].b for adapter in adapters]),
-        )
-        for site in adapters[0].sites
-    }
 
 
 def leveled(adapters: Sequence[Adapter], received: Adapter, sent: Trainable) -> list[Adapter]:

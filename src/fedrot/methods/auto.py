@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, final
 
 import torch
+from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors, weighted_mean
 from fedrot.core.lowrank import norm
@@ -45,7 +46,8 @@ class Auto(Method):
         mean = weighted_mean(adapters, weights)
         fitted = refit(adapters, weights, replace(received, head=mean.head), self.steps)
         of_mean, of_fitted = (_excess(adapters, weights, choice.sites) for choice in (mean, fitted))
-        plain = [site for site in mean.sites if of_mean[site] < of_fitted[site]]
+        nearer = torch.stack([of_mean[site] < of_fitted[site] for site in mean.sites]).cpu()  # one transfer
+        plain = [site for site, better in zip(mean.sites, nearer.unbind(), strict=True) if better]
         sites = dict(fitted.sites) | {site: mean.sites[site] for site in plain}
         numbers = dict(state.numbers) | {"sites_at_mean": float(len(plain))}
         return replace(fitted, sites=sites), MethodState(state.tensors, numbers)
@@ -53,11 +55,11 @@ class Auto(Method):
 
 def _excess(
     adapters: Sequence[Adapter], weights: Sequence[float], sites: Mapping[str, Factors]
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     """`||W - b a||^2 - ||W||^2 = ||b a||^2 - 2 <W a.T, b>` at every site."""
     columns = {site: f.a.double().mT.contiguous() for site, f in sites.items()}
     products = right_products(adapters, weights, columns)
     return {
-        site: float(norm(f.a.double(), f.b.double()).square() - 2 * (products[site] * f.b).sum())
+        site: norm(f.a.double(), f.b.double()).square() - 2 * (products[site] * f.b).sum()
         for site, f in sites.items()
     }

@@ -9,9 +9,9 @@ from typing import Annotated, final
 import torch
 from torch import Tensor
 
-from fedrot.core import linalg
 from fedrot.core.adapter import Adapter
 from fedrot.core.alignment import SiteRotation, apply
+from fedrot.core.frames import haar
 from fedrot.core.polar import widen
 from fedrot.core.rng import generator
 from fedrot.methods.averaging import Averaging
@@ -71,11 +71,7 @@ class RandomRotation(Averaging):
         return Upload(apply(trained, rotation), rotation)
 
     def _draw(self, site: str, rank: int, border: int, round: int, client: int) -> Tensor:
-        """Haar-distributed in `SO(rank)`: the Q factor of a Gaussian matrix, with R's diagonal positive."""
-        noise = generator(self.seed, f"{self.name}/{site}", round, client)
-        q, r = linalg.qr(torch.randn(rank, rank, generator=noise, dtype=torch.float64))
-        q = q * r.diagonal().sign()
-        q[:, 0] *= linalg.det(q).sign()
-        bordered = torch.eye(border, dtype=q.dtype)
-        bordered[:rank, :rank] = q
+        """Haar-distributed in `SO(rank)`, bordered by an identity."""
+        bordered = torch.eye(border, dtype=torch.float64)
+        bordered[:rank, :rank] = haar(rank, generator(self.seed, f"{self.name}/{site}", round, client))
         return bordered
