@@ -94,7 +94,7 @@ def recipe() -> str:
             meaning = docs.get(key) or MEANINGS.get(key)
             if meaning is None:
                 raise PluginError(
-                    f"recipe key {key!r} has no meaning: give it a docstring in fedrot/config.py"
+                    f"recipe key {key!r} has no meaning: give it a docstring in fedrot/config/sections.py"
                 )
             unused.discard(key)
             body.append([f"`{key.split('.')[-1]}`", kind_of(field), default_of(field), meaning])
@@ -109,7 +109,7 @@ def recipe() -> str:
 
 def attribute_docstrings() -> dict[str, str]:
     """`section.key` to the string below the key's definition."""
-    classes = {n.name: n for n in ast.parse(inspect.getsource(config)).body if isinstance(n, ast.ClassDef)}
+    classes = {n.name: n for n in ast.parse(inspect.getsource(config.sections)).body if isinstance(n, ast.ClassDef)}
     fields = config.RunConfig.model_fields
     owners = {"RunConfig": ""} | {f.annotation.__name__: f"{n}." for n, f in fields.items() if f.annotation}
     found = {}

@@ -1,21 +1,11 @@
-"""Recipes: typed, strict, loaded from TOML, overridden with `section.key=value`, written back fully resolved.
-
-A leaf: it imports no other part of fedrot but the errors. `[method]` and `[partition]` take options that belong to the
-named method or partitioner; those are checked against it when it is built (`fedrot.methods.build`,
-`fedrot.partition`), with the same strictness.
-"""
+"""What a recipe may hold: every section, its keys, their types, bounds and defaults."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from fedrot.errors import ConfigError, nearest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -265,183 +255,8 @@ class RunConfig(Section):
         return tomli_w.dumps(_without_none(self.model_dump()))
 
 
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), told: Callable[[str], None] | None = None
-) -> RunConfig:
-    """Read a TOML recipe and apply `section.key=value` overrides in order, see `apply_overrides`.
-
-    Args:
-        path: of the recipe.
-        overrides: applied to it.
-        told: hears which of the recipe's options an override made meaningless.
-
-    Raises:
-        ConfigError: unreadable file, bad TOML, unknown key (the nearest name is offered) or a value out of range.
-    """
-    data = read_recipe(path)
-    if "compare" in data:
-        raise ConfigError(
-            f"recipe '{path}': has a table [compare], which describes many runs; run it with `fedrot compare {path}`, "
-            "or take the table out to run the recipe once"
-        )
-    for note in apply_overrides(data, overrides):
-        if told is not None:
-            told(note)
-    return parse_config(data)
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """A recipe file as it stands, not yet validated.
-
-    Raises:
-        ConfigError: unreadable file or bad TOML.
-    """
-    path = Path(path)
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"recipe '{path}': cannot be read ({error.strerror}); give the path of a TOML file"
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe '{path}': not valid TOML: {error}") from error
-
-
-def parse_config(data: Mapping[str, Any]) -> RunConfig:
-    """Validate a nested mapping as a recipe. All problems are listed in one ConfigError."""
-    try:
-        return RunConfig.model_validate(dict(data))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
-
-
-NAMED: dict[str, tuple[str, type[OpenSection]]] = {
-    "method": ("name", MethodConfig),
-    "partition": ("kind", PartitionConfig),
-}
-"""The key that says what an open section's further keys belong to."""
-
-
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Set `section.key=value` in place, in order, and leave out options that lost what they belong to.
-
-    Where an override names another method or kind of partition, the options that the recipe itself has for the former
-    one go; those that an override sets stay. Returns a line for each that went.
-
-    >>> recipe = {"method": {"name": "fedrot", "strength": 0.5}}
-    >>> apply_overrides(recipe, ["method.name=fedit"])
-    ["method.strength = 0.5 belongs to 'fedrot' and is left out with 'fedit'"]
-    >>> recipe
-    {'method': {'name': 'fedit'}}
-    """
-    before = {section: dict(data.get(section) or {}) for section in NAMED if _is_table(data.get(section))}
-    for override in overrides:
-        apply_override(data, override)
-    given = {override.partition("=")[0].strip() for override in overrides}
-    left_out: list[str] = []
-    for section, old in before.items():
-        key, model = NAMED[section]
-        table: dict[str, Any] = data[section]
-        former = old.get(key, model.model_fields[key].default)
-        now = table.get(key, former)
-        for option in old.keys() - model.model_fields.keys() if now != former else ():
-            if f"{section}.{option}" not in given:
-                left_out.append(
-                    f"{section}.{option} = {table.pop(option)!r} belongs to {former!r} and is left out with {now!r}"
-                )
-    return sorted(left_out)
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in place. The value is TOML; a bare word is a string.
-
-    >>> recipe = {}
-    >>> apply_override(recipe, "method.strength=0.3")
-    >>> apply_override(recipe, "method.anchor=joint")
-    >>> recipe
-    {'method': {'strength': 0.3, 'anchor': 'joint'}}
-    """
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"--set {override!r}: expected section.key=value, for instance method.strength=0.3")
-    try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    table = data
-    for part in parts[:-1]:
-        below: Any = table.setdefault(part, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-        table = cast(dict[str, Any], below)
-    table[parts[-1]] = value
-
-
-def differences(old: RunConfig, new: RunConfig, ignore: Sequence[str] = ()) -> list[str]:
-    """Lines `section.key: old -> new` for every key that differs, except the dotted names in `ignore`."""
-    before, after = _flatten(old.model_dump()), _flatten(new.model_dump())
-    keys = [key for key in sorted(before.keys() | after.keys()) if key not in ignore]
-    return [
-        f"{key}: {before.get(key, '(unset)')!r} -> {after.get(key, '(unset)')!r}"
-        for key in keys
-        if before.get(key, "(unset)") != after.get(key, "(unset)")
-    ]
-
-
-def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    fields = _fields_at(location[:-1])
-    name = ".".join(
-        part for part in location if part not in ("str", "int", "float") and not part.startswith("literal[")
-    )
-    if problem["type"] == "extra_forbidden":
-        return f"{name}: unknown key; {nearest(location[-1], fields)}"
-    if problem["type"] == "missing":
-        return f"{name}: missing; add it to the recipe or give --set {name}=..."
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
-    shown = "" if isinstance(value, (Mapping, BaseModel)) else f" = {value!r}"
-    return f"{name}{shown}: {_reworded(message)}"
-
-
-def _reworded(message: str) -> str:
-    for theirs, ours in (
-        ("Input should be ", "expected "),
-        ("Input should ", "expected to "),
-        ("String should ", "expected to "),
-    ):
-        if message.startswith(theirs):
-            return ours + message.removeprefix(theirs)
-    return message
-
-
-def _fields_at(location: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        model = annotation
-    return list(model.model_fields)
-
-
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         table = cast(dict[str, Any], value)
         return {key: _without_none(item) for key, item in table.items() if item is not None}
     return value
-
-
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat.update(_flatten(cast(Mapping[str, Any], item), f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = item
-    return flat

@@ -1,0 +1,34 @@
+"""Recipes: typed, strict, loaded from TOML, overridden with `section.key=value`, written back fully resolved.
+
+A leaf: it imports no other part of fedrot but the errors. `[method]` and `[partition]` take options that belong to the
+named method or partitioner; those are checked against it when it is built (`fedrot.methods.build`,
+`fedrot.partition`), with the same strictness.
+"""
+
+from fedrot.config.load import differences, load_config, parse_config, read_recipe
+from fedrot.config.overrides import apply_override, apply_overrides
+from fedrot.config.sections import (
+    FederationConfig,
+    LoraSettings,
+    ModelConfig,
+    PartitionConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "FederationConfig",
+    "LoraSettings",
+    "ModelConfig",
+    "PartitionConfig",
+    "RunConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "apply_override",
+    "apply_overrides",
+    "differences",
+    "load_config",
+    "parse_config",
+    "read_recipe",
+]
