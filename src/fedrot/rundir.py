@@ -38,7 +38,7 @@ class RunDirectory:
             raise OutputError(
                 f"output directory '{self.path}' already holds a run; continue it with --resume or choose another --out"
             )
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not is_free(self.path):
             raise OutputError(
                 f"output directory '{self.path}' exists and is not an empty folder; choose another --out"
             )
@@ -124,6 +124,11 @@ class RunDirectory:
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write `name` in the run directory atomically."""
         write_whole(self.path / name, json.dumps(value, indent=2) + "\n")
+
+
+def is_free(path: Path) -> bool:
+    """Whether there is nothing there, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def write_whole(path: Path, text: str, remedy: str = "check the path and free space") -> None:

@@ -137,9 +137,7 @@ def truncated(adapter: Adapter, rank: int | None) -> Adapter:
     """The adapter with the first `rank` directions of every site that has more (views); None leaves it as it is."""
     if rank is None or all(f.rank <= rank for f in adapter.sites.values()):
         return adapter
-    return replace(
-        adapter, sites={s: Factors(f.a[..., :rank, :], f.b[..., :rank]) for s, f in adapter.sites.items()}
-    )
+    return replace(adapter, sites={site: f.resized(min(rank, f.rank)) for site, f in adapter.sites.items()})
 
 
 def starts(broadcast: Adapter, personal: Personal, clients: Sequence[int], rank: int | None) -> Adapter:
@@ -192,11 +190,8 @@ def _mean_at(adapters: Sequence[Adapter], weights: Sequence[float], like: Adapte
 
 def leveled(adapter: Adapter, like: Adapter) -> Adapter:
     """The adapter zero-padded to the rank that each site has in `like`; sites of that rank or more stay."""
-    sites = dict(adapter.sites)
-    for site, f in sites.items():
-        if f.rank < like.sites[site].rank:
-            sites[site] = Adapter({site: f}).resized(like.sites[site].rank).sites[site]
-    return replace(adapter, sites=sites)
+    ranks = {site: max(f.rank, like.sites[site].rank) for site, f in adapter.sites.items()}
+    return replace(adapter, sites={site: f.resized(ranks[site]) for site, f in adapter.sites.items()})
 
 
 def _kept(method: Method, updates: Sequence[Update], round: int) -> dict[int, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from fedrot.comparison.design import Design
 from fedrot.comparison.options import shown
 from fedrot.config import RunConfig, differences, parse_config
 from fedrot.errors import OutputError
-from fedrot.rundir import write_whole
+from fedrot.rundir import is_free, write_whole
 
 Json = dict[str, Any]
 
@@ -113,7 +113,7 @@ class Store:
                     f"--resume: '{self.path}' holds another comparison:\n  {listing}\nundo the changes, or start a new "
                     "comparison with another --out; seeds, variants and grid values may be added"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif not is_free(self.path):
             what = (
                 "already holds a comparison; go on with --resume or"
                 if self.plan.exists()

@@ -54,6 +54,13 @@ class Factors:
         """The leading dimensions, `()` for one client."""
         return tuple(self.a.shape[:-2])
 
+    def resized(self, rank: int) -> Factors:
+        """The first `rank` directions (views), zero-padded where there are fewer."""
+        extra = rank - self.rank
+        if extra <= 0:
+            return Factors(self.a[..., :rank, :], self.b[..., :rank])
+        return Factors(pad(self.a, (0, 0, 0, extra)), pad(self.b, (0, extra)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
@@ -147,14 +154,7 @@ class Adapter:
 
     def resized(self, rank: int) -> Adapter:
         """The same sites with their first `rank` directions (views), zero-padded where they have fewer."""
-
-        def resize(f: Factors) -> Factors:
-            extra = rank - f.rank
-            if extra <= 0:
-                return Factors(f.a[..., :rank, :], f.b[..., :rank])
-            return Factors(pad(f.a, (0, 0, 0, extra)), pad(f.b, (0, extra)))
-
-        return replace(self, sites={site: resize(f) for site, f in self.sites.items()})
+        return replace(self, sites={site: f.resized(rank) for site, f in self.sites.items()})
 
     def finite(self, *, stacked: bool = False) -> Tensor:
         """Whether every number is finite: a boolean scalar, or `(N,)` for a stack; no host sync."""

@@ -12,7 +12,7 @@ from fedrot.errors import OutputError
 from fedrot.model import load_base, save_merged
 from fedrot.participation import deal_ranks
 from fedrot.partition import partition
-from fedrot.rundir import RunDirectory
+from fedrot.rundir import RunDirectory, is_free
 from fedrot.server import ServerState, represented
 from fedrot.tasks import load_task
 
@@ -39,7 +39,7 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
         raise OutputError(f"'{run.path}' has no finished round yet; continue it with --resume")
     config = load_config(run.config)
     target = Path(out) if out else run.path / ("merged" if merge else "adapter")
-    if (out or merge) and target.exists() and any(target.iterdir()):
+    if (out or merge) and not is_free(target):
         raise OutputError(f"'{target}' is not empty; choose another --out")
     task = load_task(config.task, config.seed)
     base = load_base(

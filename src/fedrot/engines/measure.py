@@ -29,8 +29,8 @@ def measure(round: Round, before: ServerState, step: Step, *, full: bool) -> dic
     """
     weights = [update.weight for update in round.updates]
     sent = round.method.uploads(round.number)
-    uploads = leveled([update.adapter for update in round.updates], before.adapter, sent)
-    plain = adapter_aggregation_error(leveled(round.trained, before.adapter, sent), weights)
+    uploads = of_one_rank([update.adapter for update in round.updates], before.adapter, sent)
+    plain = adapter_aggregation_error(of_one_rank(round.trained, before.adapter, sent), weights)
     error = _error(round, uploads, weights, step)
     losses = [update.metrics["loss"] for update in round.updates]
     return {
@@ -72,7 +72,7 @@ def _error(
     return adapter_broadcast_error(uploads, weights, broadcast)
 
 
-def leveled(adapters: Sequence[Adapter], received: Adapter, sent: Trainable) -> list[Adapter]:
+def of_one_rank(adapters: Sequence[Adapter], received: Adapter, sent: Trainable) -> list[Adapter]:
     """Adapters of unequal rank padded, site by site, to the largest among them; every product stays.
 
     What travels is padded with zeros, as the server does. A factor that does not travel is the server's own, so a

@@ -15,18 +15,19 @@ from fedrot.core.lowrank import concatenate, truncate
 from fedrot.core.measure import adapter_aggregation_error, adapter_broadcast_error
 from fedrot.engines.merge_round import (
     aligns_apart,
+    best_of_rank,
     build_for_merge,
     choose_round,
     compact,
     padded,
     received_adapter,
-    truncated,
     with_fixed,
 )
 from fedrot.errors import ConfigError, OutputError
 from fedrot.methods import Method, MethodState, Update
 from fedrot.model.foreign import Source, check_alike, common_scale, open_source, write_like
 from fedrot.model.peft_format import folded
+from fedrot.rundir import is_free
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def merge(
         start = clients[max(range(len(shares)), key=lambda i: shares[i])]
     merged, rotation = _round(rule, clients, shares, start, [source.name for source in sources])
     if rank is not None:
-        merged = replace(merged, sites={site: truncated(f, rank) for site, f in merged.sites.items()})
+        merged = replace(merged, sites={site: best_of_rank(f, rank) for site, f in merged.sites.items()})
     if rotation and rotation.get("degenerate", 0) >= len(clients) * len(merged.sites):
         warnings += ("no site was aligned: the reference carries no direction; see --reference",)
     result = _measured(rule, padded(given), shares, merged, rotation, warnings, balance)
@@ -212,7 +213,7 @@ def _free(out: str | Path | None) -> Path | None:
     if out is None:
         return None
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not is_free(target):
         raise OutputError(f"'{target}' is not an empty folder; choose another --out")
     return target
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.lowrank import truncate
@@ -154,12 +153,8 @@ def with_fixed(received: Adapter, clients: Sequence[Adapter], travels: Trainable
 def padded(clients: Sequence[Adapter]) -> list[Adapter]:
     """The clients with zero directions added, site by site, up to the largest rank among them."""
 
-    def widen(f: Factors, rank: int) -> Factors:
-        extra = rank - f.rank
-        return f if extra == 0 else Factors(pad(f.a, (0, 0, 0, extra)), pad(f.b, (0, extra)))
-
     ranks = {site: max(c.sites[site].rank for c in clients) for site in clients[0].sites}
-    return [replace(c, sites={s: widen(f, ranks[s]) for s, f in c.sites.items()}) for c in clients]
+    return [replace(c, sites={s: f.resized(ranks[s]) for s, f in c.sites.items()}) for c in clients]
 
 
 def compact(adapter: Adapter) -> Adapter:
@@ -170,12 +165,12 @@ def compact(adapter: Adapter) -> Adapter:
         used[0] |= ~used.any()
         kept = Factors(f.a[used], f.b[:, used])
         limit = min(kept.d_in, kept.d_out)
-        return kept if kept.rank <= limit else truncated(kept, limit)
+        return kept if kept.rank <= limit else best_of_rank(kept, limit)
 
     return replace(adapter, sites={site: shrink(f) for site, f in adapter.sites.items()})
 
 
-def truncated(factors: Factors, rank: int) -> Factors:
+def best_of_rank(factors: Factors, rank: int) -> Factors:
     """The best approximation of rank `rank` (Eckart and Young)."""
     near = truncate(factors.a, factors.b, rank)
     return Factors(near.a, near.b)
