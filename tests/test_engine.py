@@ -423,6 +423,10 @@ def test_merged_export_gives_the_same_logits(recipe: Make, tmp_path: Path, pooli
         torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-5)
     with pytest.raises(OutputError, match="not empty"):
         export(tmp_path / "run", merge=True)
+    (tmp_path / "file").write_text("mine", "utf-8")
+    with pytest.raises(OutputError, match="choose another --out"):
+        export(tmp_path / "run", tmp_path / "file")
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
 
 
 def test_export_writes_the_adapter_again(recipe: Make, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
     config = load_config(run.config)
     target = Path(out) if out else run.path / ("merged" if merge else "adapter")
     if (out or merge) and not is_free(target):
-        raise OutputError(f"'{target}' is not empty; choose another --out")
+        raise OutputError(f"'{target}' is not empty, or no folder; choose another --out")
     task = load_task(config.task, config.seed)
     base = load_base(
         config.model,
