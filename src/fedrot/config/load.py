@@ -5,13 +5,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
 from fedrot.config.overrides import apply_overrides
 from fedrot.config.sections import RunConfig
 from fedrot.errors import ConfigError, nearest
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def load_config(
@@ -58,10 +60,24 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
     """Validate a nested mapping as a recipe. All problems are listed in one ConfigError."""
+    return parse_as(RunConfig, data, "add it to the recipe or give --set {name}=...")
+
+
+def parse_as(kind: type[Settings], data: Mapping[str, Any], missing: str = "add it") -> Settings:
+    """Validate a nested mapping as settings of `kind`, as strictly as a recipe.
+
+    Args:
+        kind: what to make of it.
+        data: the mapping, as read from TOML.
+        missing: the remedy for a missing key; `{name}` stands for the key.
+
+    Raises:
+        ConfigError: lists all problems.
+    """
     try:
-        return RunConfig.model_validate(dict(data))
+        return kind.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_explain(problem, kind, missing) for problem in error.errors())) from None
 
 
 def differences(old: RunConfig, new: RunConfig, ignore: Sequence[str] = ()) -> list[str]:
@@ -75,16 +91,16 @@ def differences(old: RunConfig, new: RunConfig, ignore: Sequence[str] = ()) -> l
     ]
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[BaseModel], missing: str) -> str:
     location = [str(part) for part in problem["loc"]]
-    fields = _fields_at(location[:-1])
+    fields = _fields_at(kind, location[:-1])
     name = ".".join(
         part for part in location if part not in ("str", "int", "float") and not part.startswith("literal[")
     )
     if problem["type"] == "extra_forbidden":
         return f"{name}: unknown key; {nearest(location[-1], fields)}"
     if problem["type"] == "missing":
-        return f"{name}: missing; add it to the recipe or give --set {name}=..."
+        return f"{name}: missing; {missing.format(name=name)}"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem.get("input")
     shown = "" if isinstance(value, (Mapping, BaseModel)) else f" = {value!r}"
@@ -102,8 +118,7 @@ def _reworded(message: str) -> str:
     return message
 
 
-def _fields_at(location: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     for part in location:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
