@@ -29,14 +29,14 @@ class NodeSettings:
     clients: tuple[int, ...]
     """Numbers of the federation's clients that this node hosts."""
     data: str | None = None
-    """Its own data: the path of a `.csv`, `.jsonl` or `.parquet` file, or anything else that `task.data` takes. None: the
+    """Its own data: the path of a `.csv`, `.jsonl` or `.parquet` file, or whatever else `task.data` takes. None: the
     recipe's bundled corpus."""
     sharding: Literal["own", "recipe"] = "own"
     """`own`: all of `data` belongs to this node's clients. `recipe`: `data` is the whole corpus of the recipe, of which
     the clients take the shards that the recipe deals them."""
     model: str | None = None
-    """A folder or `package:NAME` that stands for the recipe's `model.path`. None: only installed model packages are loaded.
-    """
+    """A folder or `package:NAME` that stands for the recipe's `model.path`. None: installed model packages alone are
+    loaded."""
     rank: int | None = None
     """This node's clients train at this rank. None: as the recipe says."""
     device: str = "auto"
