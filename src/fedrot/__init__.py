@@ -1,29 +1,30 @@
 """Federated LoRA fine-tuning with rotational alignment.
 
-The mathematics (`align`, `procrustes`, `aggregation_error`, ...) needs torch alone; running recipes (`run`) and base
-models (`load_base_for`) load the rest of the library when first used.
+Every name is loaded when first used: the mathematics (`align`, `procrustes`, `aggregation_error`, ...) loads torch
+alone, running recipes (`run`) and base models (`load_base_for`) the rest of the library, and `import fedrot` nothing.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # MKL otherwise picks code paths by how memory happens to be aligned, and a resumed run would differ from an
 # uninterrupted one in the last bit. It is read once, so it must be set before torch first computes.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
-from fedrot.core import Adapter, Factors, aggregation_error, align, procrustes
-from fedrot.errors import FedrotError
-from fedrot.methods import methods
-
 if TYPE_CHECKING:
     from fedrot.comparison import Comparison, compare
     from fedrot.config import RunConfig, load_config
+    from fedrot.core import Adapter, Factors, aggregation_error, align, procrustes
     from fedrot.engines.local import RunResult
     from fedrot.engines.merge import MergeResult, merge
     from fedrot.engines.run import run
+    from fedrot.errors import FedrotError
+    from fedrot.methods import methods
     from fedrot.model import load_base_for
 
 __version__ = "0.1.0"
@@ -48,14 +49,21 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Adapter": "fedrot.core",
     "Comparison": "fedrot.comparison",
+    "Factors": "fedrot.core",
+    "FedrotError": "fedrot.errors",
     "MergeResult": "fedrot.engines.merge",
-    "compare": "fedrot.comparison",
     "RunConfig": "fedrot.config",
     "RunResult": "fedrot.engines.local",
+    "aggregation_error": "fedrot.core",
+    "align": "fedrot.core",
+    "compare": "fedrot.comparison",
     "load_base_for": "fedrot.model",
     "load_config": "fedrot.config",
     "merge": "fedrot.engines.merge",
+    "methods": "fedrot.methods",
+    "procrustes": "fedrot.core",
     "run": "fedrot.engines.run",
 }
 
@@ -64,3 +72,15 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'fedrot' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """`fedrot.methods` is a function, and a package: importing the package would put it in the function's place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(
+            name, value.methods if name == "methods" and isinstance(value, ModuleType) else value
+        )
+
+
+sys.modules[__name__].__class__ = _Package

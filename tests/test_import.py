@@ -1,0 +1,36 @@
+"""What `import fedrot` loads, and that its names are there whatever was imported first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import fedrot
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_alone_and_the_command_line_load_neither_torch_nor_flower():
+    code = "import sys, fedrot, fedrot.cli; print([m for m in ('torch', 'flwr', 'transformers') if m in sys.modules])"
+    assert run(code) == "[]"
+
+
+@pytest.mark.parametrize("first", ["fedrot", "fedrot.methods.base", "fedrot.methods", "fedrot.core"])
+def test_methods_is_the_function_whatever_was_imported_first(first: str):
+    assert run(f"import {first}, fedrot; print('fedrot' in fedrot.methods())") == "True"
+
+
+@pytest.mark.parametrize("name", fedrot.__all__)
+def test_every_public_name_is_there(name: str):
+    assert getattr(fedrot, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fedrot.nothing  # pyright: ignore[reportAttributeAccessIssue]
