@@ -21,9 +21,9 @@ import torch
 from fedrot.checkpoint import load_checkpoint
 from fedrot.client import Trained
 from fedrot.config import RunConfig
-from fedrot.engines import local
-from fedrot.engines.local import RunResult
+from fedrot.engines import training as engine
 from fedrot.engines.observer import Observer
+from fedrot.engines.rounds import RunResult
 from fedrot.engines.run import run
 from fedrot.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from fedrot.server import choose_clients
@@ -282,7 +282,7 @@ def test_bad_input_is_refused(
 
 def poison(monkeypatch: pytest.MonkeyPatch, clients: set[int], from_round: int = 1) -> None:
     """Make some clients return NaN, as an exploding local training does."""
-    original = local.train_group
+    original = engine.train_group
     calls = {"round": 0}
 
     def training(*args: Any, **kwargs: Any) -> Trained:
@@ -303,7 +303,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, clients: set[int], from_round: int =
             finite,
         )
 
-    monkeypatch.setattr(local, "train_group", training)
+    monkeypatch.setattr(engine, "train_group", training)
 
 
 def test_a_full_disk_at_the_end_loses_no_round(

@@ -15,8 +15,8 @@ import fedrot
 from fedrot.checkpoint import load_checkpoint
 from fedrot.config import RunConfig
 from fedrot.engines.export import export
-from fedrot.engines.local import RunResult
 from fedrot.engines.observer import Observer
+from fedrot.engines.rounds import RunResult
 from fedrot.engines.run import run
 from fedrot.engines.setup import Federation, prepare
 from fedrot.evaluate import predict

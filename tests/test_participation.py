@@ -15,8 +15,9 @@ import fedrot
 from fedrot.client import plan_group, train_group
 from fedrot.config import FederationConfig, LoraSettings, RunConfig
 from fedrot.core.adapter import weighted_mean
-from fedrot.engines.local import run_round
+from fedrot.engines.local import in_process
 from fedrot.engines.observer import Observer
+from fedrot.engines.rounds import run_round
 from fedrot.engines.run import run
 from fedrot.engines.setup import prepare
 from fedrot.errors import ConfigError
@@ -108,7 +109,7 @@ def test_a_round_without_any_report_leaves_the_state_as_it_was(recipe: Make) -> 
     state, empty = ServerState(0, federation.initial), 0
     for _ in range(8):
         before = state
-        state, record = run_round(federation, before, Observer())
+        state, record = run_round(federation, before, in_process(federation, Observer()))
         assert state.round == before.round + 1
         assert record["dropped"] == len(record["dropped_clients"]) == 2 - record["clients"]
         if not record["clients"]:
@@ -131,9 +132,11 @@ def test_a_run_whose_clients_mostly_drop_out_ends_and_reports(recipe: Make, tmp_
 def test_a_stale_client_trains_from_the_earlier_broadcast(recipe: Make) -> None:
     config = recipe(method={"name": "fedit"}, federation__stale=1.0, federation__group_size=4)
     federation = prepare(config)
-    first, record = run_round(federation, ServerState(0, federation.initial), Observer())
+    first, record = run_round(
+        federation, ServerState(0, federation.initial), in_process(federation, Observer())
+    )
     assert record["stale"] == 0, "there is no earlier broadcast yet"
-    second, record = run_round(federation, first, Observer())
+    second, record = run_round(federation, first, in_process(federation, Observer()))
     assert record["stale_clients"] == {str(client): 1 for client in range(4)}
     lengths, settings = federation.train.data.lengths, config.train
     rows = list(federation.partition.rows)
@@ -166,9 +169,9 @@ def test_a_stale_update_is_aligned_to_the_current_broadcast_and_weighs_less(
     monkeypatch.setattr(FedRot, "aggregate", aggregate)
     state = ServerState(0, federation.initial)
     for _ in range(3):
-        state, _ = run_round(federation, state, Observer())
+        state, _ = run_round(federation, state, in_process(federation, Observer()))
     before = state
-    _, record = run_round(federation, before, Observer())
+    _, record = run_round(federation, before, in_process(federation, Observer()))
     lags = {int(client): lag for client, lag in record["stale_clients"].items()}
     assert {lags.get(client, 0) for client in range(8)} == {0, 1, 2}
     for client, (received, reference) in seen.items():
@@ -182,18 +185,15 @@ def test_small_clients_get_the_first_directions_and_never_touch_the_others(recip
     config = recipe(lora__rank=4, lora__alpha=8.0, lora__ranks=[2, 2, 2, 2], method={"name": "fedit"})
     federation = prepare(config)
     start = federation.initial.map(lambda t: t + 0.01)
-    after, record = run_round(federation, ServerState(0, start), Observer())
+    after, record = run_round(federation, ServerState(0, start), in_process(federation, Observer()))
     for site, f in after.adapter.sites.items():
         assert f.rank == 4
         assert not f.a[2:].any(), "zero-padded uploads, averaged"
         assert not f.b[:, 2:].any()
         assert f.a[:2].abs().sum() > 0
         assert after.adapter.scale == federation.initial.scale == 2.0, f"one scale for all, {site}"
-    full = run_round(
-        prepare(recipe(lora__rank=4, lora__alpha=8.0, method={"name": "fedit"})),
-        ServerState(0, start),
-        Observer(),
-    )[1]
+    even = prepare(recipe(lora__rank=4, lora__alpha=8.0, method={"name": "fedit"}))
+    _, full = run_round(even, ServerState(0, start), in_process(even, Observer()))
     heads = sum(tensor.numel() for tensor in start.head.values()) * 4
     assert record["bytes_up"] == record["bytes_down"] < full["bytes_up"]
     assert record["bytes_up"] / 4 > heads

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fedrot.comparison import Comparison, compare
     from fedrot.config import RunConfig, load_config
     from fedrot.core import Adapter, Factors, aggregation_error, align, procrustes
-    from fedrot.engines.local import RunResult
     from fedrot.engines.merge import MergeResult, merge
+    from fedrot.engines.rounds import RunResult
     from fedrot.engines.run import run
     from fedrot.errors import FedrotError
     from fedrot.methods import methods
@@ -55,7 +55,7 @@ _LAZY = {
     "FedrotError": "fedrot.errors",
     "MergeResult": "fedrot.engines.merge",
     "RunConfig": "fedrot.config",
-    "RunResult": "fedrot.engines.local",
+    "RunResult": "fedrot.engines.rounds",
     "aggregation_error": "fedrot.core",
     "align": "fedrot.core",
     "compare": "fedrot.comparison",

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fedrot.config import RunConfig
-from fedrot.engines.local import RunResult, run_local
+from fedrot.engines.local import run_local
+from fedrot.engines.rounds import RunResult
 from fedrot.engines.run import run
 from fedrot.engines.shared import Shared
 from fedrot.rundir import RunDirectory

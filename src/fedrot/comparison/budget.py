@@ -16,8 +16,9 @@ from fedrot.comparison.design import Design
 from fedrot.comparison.run import expected_cells, remaining_cells
 from fedrot.comparison.store import Store
 from fedrot.config import RunConfig
-from fedrot.engines.local import run_round
+from fedrot.engines.local import in_process
 from fedrot.engines.observer import Observer
+from fedrot.engines.rounds import run_round
 from fedrot.engines.setup import Federation, Split, prepare
 from fedrot.engines.shared import frozen_key
 from fedrot.evaluate import evaluate
@@ -137,9 +138,8 @@ def probe(config: RunConfig) -> Pace:
         chosen = choose_clients(config.seed, 1, federation.clients, config.federation.fraction)
         filling.rows(federation.train, _plan(federation, chosen, 1).rows)
         start = time.perf_counter()
-        _, record = run_round(
-            replace(federation, config=short), ServerState(0, federation.initial), Observer()
-        )
+        brief = replace(federation, config=short)
+        _, record = run_round(brief, ServerState(0, brief.initial), in_process(brief, Observer()))
         round = time.perf_counter() - start - record["client_steps"] * step
     finally:
         federation.model.close()

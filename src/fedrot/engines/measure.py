@@ -30,27 +30,39 @@ def measure(round: Round, before: ServerState, step: Step, *, full: bool) -> dic
     weights = [update.weight for update in round.updates]
     sent = round.method.uploads(round.number)
     uploads = of_one_rank([update.adapter for update in round.updates], before.adapter, sent)
-    plain = adapter_aggregation_error(of_one_rank(round.trained, before.adapter, sent), weights)
     error = _error(round, uploads, weights, step)
     losses = [update.metrics["loss"] for update in round.updates]
     return {
         "loss": sum(losses) / len(losses),
         "aggregation_error": float(error.absolute),
         "aggregation_error_relative": float(error.relative),
-        "aggregation_error_unaligned": float(plain.absolute),
-        "aggregation_error_relative_unaligned": float(plain.relative),
+        **_unaligned(round, before, sent, weights),
         **_rotation(round),
         **step.state.method.numbers,
         **_residual(step),
-        "drift": float(torch.stack(round.drifts).mean()),
-        **traffic(round, before, full=full),
+        "drift": sum(float(drift) for drift in round.drifts) / len(round.drifts),
+        **(round.traffic or traffic(round, before, full=full)),
         **_clients(round),
     }
 
 
 def nobody(round: Round, before: ServerState, *, full: bool) -> dict[str, Any]:
     """The record of a round in which no chosen client reported: there was nothing to train, aggregate or measure."""
-    return {**traffic(round, before, full=full), **_clients(round)}
+    return {**(round.traffic or traffic(round, before, full=full)), **_clients(round)}
+
+
+def _unaligned(
+    round: Round, before: ServerState, sent: Trainable, weights: Sequence[float]
+) -> dict[str, float]:
+    """The error that the updates would have had as trained; nothing where only aligned ones were seen."""
+    if not round.trained and round.sizes:
+        return {}
+    trained = round.trained or [update.adapter for update in round.updates]
+    plain = adapter_aggregation_error(of_one_rank(trained, before.adapter, sent), weights)
+    return {
+        "aggregation_error_unaligned": float(plain.absolute),
+        "aggregation_error_relative_unaligned": float(plain.relative),
+    }
 
 
 def _error(
@@ -112,6 +124,7 @@ def _clients(round: Round) -> dict[str, Any]:
         "client_ids": sorted(update.client for update in round.updates),
         "rejected_clients": {str(client): why for client, why in sorted(round.rejected.items())},
         "dropped_clients": list(part.dropped),
+        **({"lost_clients": {str(c): why for c, why in sorted(round.lost.items())}} if round.lost else {}),
         "stale_clients": {str(client): lag for client, lag in sorted(part.lags.items())},
         "client_steps": round.steps,
     }
@@ -123,7 +136,7 @@ def _rotation(round: Round) -> dict[str, Any]:
     size, angle = torch.cat(round.sizes, 1), torch.cat(round.angles, 1)
     return {
         "rotation": float(size.mean()),
-        "rotation_by_site": dict(zip(round.sites, size.mean(1).tolist(), strict=True)),
+        "rotation_by_site": dict(zip(round.sites, size.mean(1).tolist(), strict=True)) if round.sites else {},
         "rotation_angle": float(angle.max()),
         "degenerate": round.degenerate,
         "flips": round.flips,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,8 +22,11 @@ class Round:
     Attributes:
         updates: accepted, in the order they came.
         trained: the adapters behind them, before the method's upload hook.
+            Empty where the engine does not see them.
         drifts: of each, from what its client started from.
         messages: one uploaded adapter of every rank, whose size is that of all of that rank.
+        lost: clients that were to report and did not, with the reason.
+        traffic: bytes of the messages that really travelled, where they did.
     """
 
     def __init__(
@@ -32,8 +37,10 @@ class Round:
         self.participation = participation
         self.updates: list[Update] = []
         self.trained: list[Adapter] = []
-        self.drifts: list[Tensor] = []
+        self.drifts: list[float | Tensor] = []
         self.rejected: dict[int, str] = {}
+        self.lost: dict[int, str] = {}
+        self.traffic: dict[str, int] | None = None
         self.ranks = ranks
         self.messages: dict[int | None, Adapter] = {}
         self.sizes: list[Tensor] = []
@@ -84,3 +91,30 @@ class Round:
             self.angles.append(rotation.angle[:, keep])
             self.degenerate += int(rotation.degenerate[:, keep].sum())
             self.flips += int(rotation.flipped[:, keep].sum())
+
+    def receive(self, update: Update, told: Mapping[str, float]) -> None:
+        """Take in one client's update that came over a network, with what the client measured.
+
+        Args:
+            update: checked against what was expected; one with a number that is not finite is rejected.
+            told: `steps`, `drift` and, if the client rotated, `rotation`, `rotation_angle`, `degenerate` and `flips`.
+        """
+        self.messages.setdefault(self.ranks[update.client], update.adapter)
+        self.steps += int(told["steps"])
+        finite = all(math.isfinite(value) for value in (*told.values(), *update.metrics.values()))
+        if not (finite and bool(update.adapter.finite())):
+            self.rejected[update.client] = "non-finite loss or update"
+            return
+        self.updates.append(update)
+        self.drifts.append(told["drift"])
+        if "rotation" in told:
+            self.sizes.append(torch.tensor([[told["rotation"]]]))
+            self.angles.append(torch.tensor([[told["rotation_angle"]]]))
+            self.degenerate += int(told["degenerate"])
+            self.flips += int(told["flips"])
+
+    def drop(self, client: int, reason: str) -> None:
+        """A client that was to report did not."""
+        self.lost[client] = reason
+        dropped = tuple(sorted({*self.participation.dropped, client}))
+        self.participation = replace(self.participation, dropped=dropped)

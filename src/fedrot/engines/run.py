@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedrot.config import RunConfig, load_config
-from fedrot.engines.local import RunResult, run_local
+from fedrot.engines.local import run_local
 from fedrot.engines.observer import Observer
+from fedrot.engines.rounds import RunResult
 from fedrot.errors import ConfigError
 from fedrot.rundir import RunDirectory, free_directory
 

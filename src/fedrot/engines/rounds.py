@@ -1,0 +1,135 @@
+"""A run from its first round to its last, the same for every engine, which only says how clients train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedrot.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedrot.core.adapter import Adapter
+from fedrot.engines.diagnose import diagnose_round
+from fedrot.engines.evaluation import evaluate_state
+from fedrot.engines.finish import finish, probe
+from fedrot.engines.measure import measure, nobody
+from fedrot.engines.observer import Observer
+from fedrot.engines.round import Round
+from fedrot.engines.setup import Federation
+from fedrot.errors import TrainingError
+from fedrot.participation import participate
+from fedrot.rundir import RunDirectory
+from fedrot.server import ServerState, aggregate, represented, skip_round
+
+Train = Callable[[ServerState, Round], None]
+"""Lets the reporting clients of a round train from a state, and adds what they send to the round. A client that does
+not report after all is dropped from it."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    adapter: Adapter
+    """What `adapter/` holds: the last broadcast, around which clients' own parts, if they have any, are averaged."""
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    directory: Path
+
+
+def run_rounds(
+    federation: Federation,
+    run: RunDirectory,
+    train: Train,
+    observer: Observer,
+    *,
+    resume: bool = False,
+) -> RunResult:
+    """Run all rounds that are left, and write the run directory.
+
+    Args:
+        federation: data, clients, model and method.
+        run: the directory, created or reopened by the caller.
+        train: the engine.
+        observer: told of progress.
+        resume: continue from the newest whole checkpoint, if there is one.
+
+    Raises:
+        FedrotError: as its parts do. `KeyboardInterrupt` is passed on once the adapter and the report of the last
+            finished round are written.
+    """
+    config = federation.config
+    for note in federation.notes:
+        observer.note(note)
+    checkpoint = load_checkpoint(run.checkpoint) if resume else None
+    run.resolve(config, federation.group_size)
+    observer.opened(run.path)
+    state, records = _start(federation, run, checkpoint, observer)
+    if config.output.probe:
+        observer.preparing("fitting linear probes on the frozen encoder")
+    floor = probe(federation, run) if config.output.probe else None
+    observer.started(federation, state.round, floor)
+    try:
+        while state.round < config.federation.rounds:
+            state, record = run_round(federation, state, train)
+            save_checkpoint(run.checkpoint, state, record, keep=config.output.keep_checkpoints)
+            run.append(record)
+            records.append(record)
+            observer.finished(record)
+    except KeyboardInterrupt:
+        if records:
+            finish(federation, run, state, records, floor, interrupted=True)
+        raise
+    summary = finish(federation, run, state, records, floor)
+    adapter = represented(state, federation.weights, federation.ranks)
+    return RunResult(adapter, records, summary, run.path)
+
+
+def _start(
+    federation: Federation, run: RunDirectory, checkpoint: Checkpoint | None, observer: Observer
+) -> tuple[ServerState, list[dict[str, Any]]]:
+    if checkpoint is None:
+        run.metrics.unlink(missing_ok=True)
+        return ServerState(0, federation.initial), []
+    for note in checkpoint.notes:
+        observer.note(note)
+    checkpoint.state.adapter.check_like(federation.initial, "the checkpoint", ranks=False)
+    observer.note(f"resuming after round {checkpoint.state.round}")
+    device = federation.base.device
+    return checkpoint.state.to(device), run.rewind(checkpoint.state.round, checkpoint.record)
+
+
+def run_round(federation: Federation, state: ServerState, train: Train) -> tuple[ServerState, dict[str, Any]]:
+    """One round: choose clients, let them train, aggregate what they sent, evaluate."""
+    started, config, number = time.perf_counter(), federation.config, state.round + 1
+    part = participate(config.federation, config.seed, number, federation.clients, len(state.history))
+    round = Round(federation.method, number, part, federation.ranks)
+    train(state, round)
+    if not round.count:
+        after, record = skip_round(state), nobody(round, state, full=federation.full)
+    elif not round.updates:
+        reasons = ", ".join(f"client {client}: {why}" for client, why in round.rejected.items())
+        raise TrainingError(
+            f"round {number}: every client was rejected ({reasons}); the state after round {state.round} is kept; "
+            "lower train.lr, or set train.clip"
+        )
+    else:
+        step = aggregate(
+            federation.method,
+            state,
+            round.updates,
+            history=config.federation.stale_rounds if config.federation.stale else 0,
+            residual_rank=config.lora.residual_rank,
+            optimizer=federation.optimizer,
+        )
+        after, record = step.state, measure(round, state, step, full=federation.full)
+        if config.output.diagnostics:
+            record |= diagnose_round(round, state.broadcast(federation.method.reference_lag), config.train.lr)
+    training = time.perf_counter() - started
+    record = {"round": number, **record}
+    if number % config.federation.evaluate_every == 0 or number == config.federation.rounds:
+        record |= evaluate_state(federation, after)
+    federation.model.unload()
+    record |= {"training_seconds": training, "seconds": time.perf_counter() - started}
+    return after, record
