@@ -48,6 +48,12 @@ class TrainingError(FedrotError, RuntimeError):
     exit_code = 6
 
 
+class SecureAggregationError(FedrotError, RuntimeError):
+    """Secure aggregation cannot go on, or refuses a message; nothing is revealed."""
+
+    exit_code = 7
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A remedy for an unknown name: the closest known one if there is one, and always the full list.
 
