@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedrot.errors import ConfigError, FedrotError
+from fedrot.deploy_cli import app as deploy_app
+from fedrot.errors import FedrotError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated LoRA fine-tuning in which clients rotate their factors into a common frame before averaging.",
 )
+app.add_typer(deploy_app, name="deploy")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -314,6 +316,6 @@ def main() -> None:
     """Entry point of the `fedrot` command."""
     try:
         app()
-    except ConfigError as error:  # raised while arguments were parsed
+    except FedrotError as error:  # raised while arguments were parsed, or by `deploy`
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None

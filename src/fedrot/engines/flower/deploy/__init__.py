@@ -1,1 +1,1 @@
-"""A federation across machines: certificates, keys, the real `flower-superlink` and `flower-supernode`, warm clients."""
+"""A federation across machines: certificates, keys, the real `flower-superlink` and `flower-supernode`, warm nodes."""

@@ -6,11 +6,12 @@ installed fedrot instead of anything that came in the bundle.
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import zipfile
 from functools import cache
 
-import fedrot
+VERSION = importlib.metadata.version("fedrot")
 
 RECIPE, OUT, RESUME = "recipe", "out", "resume"
 """Keys of the app's `run_config`: the recipe in TOML, the run directory on the server, whether to go on with it."""
@@ -44,7 +45,7 @@ def bundle() -> bytes:
     """The app as a FAB, Flower's archive."""
     from flwr.cli.build import build_fab_from_files
 
-    text = _PYPROJECT.format(version=fedrot.__version__)
+    text = _PYPROJECT.format(version=VERSION)
     return build_fab_from_files({"pyproject.toml": text.encode()})[0]
 
 

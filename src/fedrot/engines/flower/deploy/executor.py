@@ -1,0 +1,79 @@
+"""What a warm node does with a message: check that the run is fedrot's, let the worker answer, hand the answer in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import httpx
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.supercore.constant import TaskType
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from fedrot.engines.flower.deploy.bundle import VERSION, is_ours
+from fedrot.engines.flower.deploy.runtime import Runtime, Task
+from fedrot.engines.flower.deploy.warm import GaveUp, WarmWorker, WorkerFailed
+
+
+class TaskLost(Exception):
+    """A message was taken from the SuperNode and no answer could be given: the SuperNode would wait for it forever."""
+
+
+class Executor:
+    """Answers the messages of one SuperNode with one worker.
+
+    Code that came with a run is never loaded, written to disk or looked into: the bundle is compared with the one that
+    this installation of fedrot would submit, and the installed fedrot does the work.
+    """
+
+    def __init__(self, runtime: Runtime, worker: WarmWorker, node: str, given_up: Callable[[], bool]) -> None:
+        self._runtime, self._worker, self._node, self._given_up = runtime, worker, node, given_up
+
+    def step(self) -> bool:
+        """Answer one message if there is one.
+
+        Raises:
+            TaskLost: see there; the SuperNode has to be started anew.
+            GaveUp: nobody waits any more.
+        """
+        try:
+            task = self._runtime.acquire(TaskType.CLIENT_APP)
+        except httpx.HTTPStatusError as error:
+            raise TaskLost(f"the SuperNode refused this executor ({error})") from error
+        if task is None:
+            return False
+        try:
+            with self._runtime.working(task) as client:
+                self._answer(client, task)
+        except (httpx.HTTPError, RuntimeError, ValueError) as error:
+            raise TaskLost(f"run {task.run}: the answer could not be handed in ({error})") from error
+        return True
+
+    def _answer(self, client: RuntimeHttpClient, task: Task) -> None:
+        message, context, _, fab = pull_task_input(client)
+        if is_ours(fab.content):
+            reply, failed = self._work(message)
+        else:
+            failed = (
+                f"node {self._node!r} runs fedrot {VERSION} alone and refuses this app; submit the run with "
+                f"`fedrot deploy run` of the same version"
+            )
+            reply = Message(Error(ErrorCode.INVALID_FAB, failed), reply_to=message)
+        if failed:
+            print(f"run {task.run}: {failed}", file=sys.stderr, flush=True)
+        push_message(client, reply, context)
+        push_task_output(client, context, SubStatus.FAILED if failed else SubStatus.COMPLETED, failed)
+
+    def _work(self, message: Message) -> tuple[Message, str]:
+        content: RecordDict = message.content
+        try:
+            answer = self._worker.ask(message.metadata.message_type, content, self._given_up)
+        except WorkerFailed as error:
+            told = f"node {self._node!r}: {error}"
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told), reply_to=message), told
+        return Message(answer, reply_to=message), ""
+
+
+__all__ = ["Executor", "GaveUp", "TaskLost"]
