@@ -17,11 +17,8 @@ def encode(adapter: Adapter, *, a: bool = True, b: bool = True, head: bool = Tru
 
     Tensors travel in their own dtype (float32), contiguous, with `scale` in the header.
     """
-    chosen = {
-        key: tensor.detach().contiguous().cpu()
-        for key, tensor in adapter.tensors().items()
-        if _travels(key, a, b, head)
-    }
+    sent = travelling(adapter, a=a, b=b, head=head)
+    chosen = {key: tensor.detach().contiguous().cpu() for key, tensor in sent.items()}
     return safetensors.torch.save(chosen, metadata={"scale": repr(adapter.scale)})
 
 
@@ -42,6 +39,11 @@ def decode(message: bytes, like: Adapter) -> Adapter:
     adapter = Adapter.from_tensors(ordered, scale)
     adapter.check_like(like, "the sender")
     return adapter
+
+
+def travelling(adapter: Adapter, *, a: bool = True, b: bool = True, head: bool = True) -> dict[str, Tensor]:
+    """The tensors of an adapter that a message holds: the chosen factors, the head if chosen, and any residual."""
+    return {key: tensor for key, tensor in adapter.tensors().items() if _travels(key, a, b, head)}
 
 
 def _travels(key: str, a: bool, b: bool, head: bool) -> bool:

@@ -217,6 +217,17 @@ class EngineConfig(Section):
 
     name: Literal["local", "flower"] = "local"
     backend: Literal["inline", "ray"] = "inline"
+    """Of `flower`: nodes in this process, or in processes of their own, started by Ray. A deployed federation has
+    neither."""
+    nodes: int | None = Field(default=None, gt=0)
+    """Of `flower` on one machine: nodes that share the clients. Unset: `inline` has one for each group of clients that
+    train stacked, `ray` one for each GPU, or for each processor where there is none."""
+    wait: float = Field(default=600.0, gt=0)
+    """Seconds that the server waits for nodes, at the start and when none is left, before it gives up."""
+    deadline: float = Field(default=600.0, gt=0)
+    """Seconds that nodes have to answer in a round; who is later is dropped from the round."""
+    start_clients: int | None = Field(default=None, gt=0)
+    """Clients whose nodes must have joined before the first round; unset, all of them."""
 
 
 class OutputConfig(Section):

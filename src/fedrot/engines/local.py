@@ -8,7 +8,7 @@ from fedrot.engines.round import Round
 from fedrot.engines.rounds import RunResult, Train, run_rounds
 from fedrot.engines.setup import Federation, prepare
 from fedrot.engines.shared import Shared
-from fedrot.engines.training import Task, groups, train_clients
+from fedrot.engines.training import Clients, Task, groups, train_clients
 from fedrot.participation import cohorts
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState, starts
@@ -44,15 +44,17 @@ def run_local(
 def in_process(federation: Federation, observer: Observer) -> Train:
     """Clients train here, a group at a time."""
 
+    members = Clients.of(federation)
+
     def train(state: ServerState, round: Round) -> None:
         for cohort in cohorts(round.participation, federation.ranks):
             received = state.broadcast(cohort.lag)
             # A stale update is aligned to what its fellows hold now, not to what it was computed from.
             reference = state.broadcast(0 if cohort.lag else federation.method.reference_lag)
             discount = federation.config.federation.stale_weight**cohort.lag
-            for clients in groups(federation, cohort.clients):
+            for clients in groups(members, cohort.clients):
                 start = starts(received, state.personal, clients, cohort.rank)
-                group = train_clients(federation, Task(round.number, clients, received, start, reference))
+                group = train_clients(members, Task(round.number, clients, received, start, reference))
                 weights = [federation.weight(client) * discount for client in clients]
                 round.add(group.trained, start, group.upload, weights, sum(group.steps))
                 observer.trained(round.number, round.count, len(round.participation.reporting))

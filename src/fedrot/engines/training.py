@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from fedrot.client import Trained, plan_group, train_group
+from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.core.frames import reframe
-from fedrot.engines.setup import Federation
-from fedrot.methods import Upload
+from fedrot.engines.setup import Federation, Split
+from fedrot.methods import Method, Upload
 from fedrot.server import bare
+from fedrot.stacked import StackedModel
+
+
+@dataclass(frozen=True)
+class Clients:
+    """What it takes to train clients, be it all of a federation's or those of one node."""
+
+    config: RunConfig
+    method: Method
+    model: StackedModel
+    train: Split
+    rows: Mapping[int, Tensor]
+    """By client, the row numbers of its own examples."""
+    group_size: int
+
+    @classmethod
+    def of(cls, federation: Federation) -> Clients:
+        """All clients of a federation."""
+        rows = dict(enumerate(federation.partition.rows))
+        return cls(
+            federation.config,
+            federation.method,
+            federation.model,
+            federation.train,
+            rows,
+            federation.group_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -39,23 +67,23 @@ class Group:
     steps: tuple[int, ...]
 
 
-def groups(federation: Federation, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def groups(members: Clients, clients: Sequence[int]) -> Iterator[tuple[int, ...]]:
     """Clients to train together, with like numbers of steps, so that few wait for the slowest."""
     ordered = list(clients)
-    if federation.config.train.local_epochs is not None:
-        ordered.sort(key=lambda client: (len(federation.partition.rows[client]), client))
-    for start in range(0, len(ordered), federation.group_size):
-        yield tuple(ordered[start : start + federation.group_size])
+    if members.config.train.local_epochs is not None:
+        ordered.sort(key=lambda client: (len(members.rows[client]), client))
+    for start in range(0, len(ordered), members.group_size):
+        yield tuple(ordered[start : start + members.group_size])
 
 
-def train_clients(federation: Federation, task: Task) -> Group:
+def train_clients(members: Clients, task: Task) -> Group:
     """Train the clients of a task in one stack, and let the method prepare their uploads."""
-    config, method, train = federation.config, federation.method, federation.train
-    rows: list[Tensor] = [federation.partition.rows[client] for client in task.clients]
+    config, method, train = members.config, members.method, members.train
+    rows = [members.rows[client] for client in task.clients]
     lengths = train.data.lengths if config.train.bucket else None
     plan = plan_group(task.clients, rows, config.train, seed=config.seed, round=task.round, lengths=lengths)
     trained = train_group(
-        federation.model,
+        members.model,
         train.data,
         task.start,
         plan,

@@ -1,6 +1,7 @@
 """Base models, their LoRA sites, and PEFT adapters in and out: the only part that imports transformers or peft."""
 
 from fedrot.model.base import BaseModel, load_base, load_base_for, resolve_path
+from fedrot.model.fingerprint import fingerprint
 from fedrot.model.exchange import load_peft, save_peft
 from fedrot.model.fold import Fold
 from fedrot.model.merge import merged, save_merged
@@ -13,6 +14,7 @@ __all__ = [
     "PooledClassifier",
     "block_of",
     "find_sites",
+    "fingerprint",
     "initial_adapter",
     "load_base",
     "load_base_for",

@@ -1,0 +1,190 @@
+"""What server and nodes say to each other, and how it is written into Flower's records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, cast
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedrot.config import RunConfig
+from fedrot.core.adapter import Adapter
+from fedrot.engines.flower.records import broadcast_shapes, from_arrays, to_arrays
+from fedrot.errors import AdapterError
+
+HELLO = "query.hello"
+TRAIN = "train"
+FACTS = "fedrot"
+"""The record that holds everything but arrays and measurements."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The server introduces itself and its recipe."""
+
+    version: str
+    """Of fedrot."""
+    recipe: str
+    """TOML."""
+    labels: list[str]
+    """Names of the classes, in the order of their numbers."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """A node says what it has; it has loaded everything and is ready to train."""
+
+    name: str
+    version: str
+    base: str
+    """Digest of its base model, see `fedrot.model.fingerprint`."""
+    clients: list[int]
+    examples: list[int]
+    """Of each of them."""
+    ranks: list[int]
+    """Of each of them; 0 for whatever the recipe says."""
+    device: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """Train these clients. It names all that a node must have, so that one which just started can begin."""
+
+    version: str
+    base: str
+    recipe: str
+    labels: list[str]
+    round: int
+    clients: list[int]
+    scale: float
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client measured, beside the adapter that it uploads; less than a kilobyte."""
+
+    loss: float
+    steps: int
+    examples: int
+    drift: float
+    rotation: Mapping[str, float] = field(default_factory=dict[str, float])
+    """`rotation`, `rotation_angle`, `degenerate` and `flips`, if the client rotated."""
+
+
+Facts = TypeVar("Facts", Hello, Welcome, Order)
+
+
+def written(facts: Hello | Welcome | Order) -> ConfigRecord:
+    """Facts as a record."""
+    return ConfigRecord({item.name: getattr(facts, item.name) for item in fields(facts)})
+
+
+def read(kind: type[Facts], content: RecordDict, where: str) -> Facts:
+    """The facts of a message.
+
+    Raises:
+        AdapterError: the record or a key is missing, or of another type.
+    """
+    record = content.config_records.get(FACTS)
+    if record is None:
+        raise AdapterError(f"{where}: no record {FACTS!r}; is the other side fedrot, and of the same version?")
+    found: dict[str, Any] = {}
+    for item in fields(kind):
+        value = record.get(item.name)
+        expected = {"str": str, "int": int, "float": float}.get(str(item.type), list)
+        if not isinstance(value, expected):
+            raise AdapterError(
+                f"{where}: {item.name} = {value!r}: expected {item.type}; is the other side fedrot of the same version?"
+            )
+        found[item.name] = value
+    return kind(**found)
+
+
+def pack_order(order: Order, received: Adapter, reference: Adapter | None) -> RecordDict:
+    """A training message.
+
+    Args:
+        order: what to do.
+        received: the broadcast, at the rank of the clients, with its residual.
+        reference: what uploads are aligned to, where that is another broadcast.
+    """
+    records: dict[str, Any] = {FACTS: written(order), "received": to_arrays(received.tensors())}
+    if reference is not None:
+        records["reference"] = to_arrays(reference.tensors())
+    return RecordDict(records)
+
+
+def unpack_adapter(content: RecordDict, name: str, like: Adapter, scale: float, where: str) -> Adapter | None:
+    """The adapter of a training message, or None if there is none under that name.
+
+    Raises:
+        AdapterError: it does not fit `like`.
+    """
+    record = content.array_records.get(name)
+    if record is None:
+        return None
+    tensors = from_arrays(record, broadcast_shapes(record, like), f"{where}: {name}")
+    return Adapter.from_tensors(tensors, scale)
+
+
+def upload_name(client: int) -> str:
+    """Of the record with a client's arrays."""
+    return f"upload-{client}"
+
+
+def metrics_name(client: int) -> str:
+    """Of the record with what a client measured."""
+    return f"metrics-{client}"
+
+
+def pack_told(told: Told) -> MetricRecord:
+    """A client's measurements as a record."""
+    values = {"loss": told.loss, "steps": told.steps, "examples": told.examples, "drift": told.drift}
+    return MetricRecord({**values, **told.rotation})
+
+
+ROTATION = ("rotation", "rotation_angle", "degenerate", "flips")
+
+
+def unpack_told(record: MetricRecord | None, where: str) -> Told:
+    """The inverse of `pack_told`.
+
+    Raises:
+        AdapterError: a measurement is missing, or is no number.
+    """
+    if record is None:
+        raise AdapterError(f"{where}: no measurements")
+    named = [item.name for item in fields(Told) if item.name != "rotation"]
+    turned = [name for name in ROTATION if name in record]
+    for name in (*named, *(ROTATION if turned else ())):
+        if not isinstance(record.get(name), int | float):
+            raise AdapterError(f"{where}: {name} = {record.get(name)!r}: expected a number")
+    numbers = cast(Mapping[str, float], record)
+    return Told(
+        loss=float(numbers["loss"]),
+        steps=int(numbers["steps"]),
+        examples=int(numbers["examples"]),
+        drift=float(numbers["drift"]),
+        rotation={name: float(numbers[name]) for name in turned},
+    )
+
+
+def recipe_digest(config: RunConfig) -> str:
+    """Of what a node must build anew when it changes: all of the recipe but output, engine and number of rounds."""
+    federation = config.federation.model_copy(update={"rounds": 1})
+    plain = config.model_copy(update={"federation": federation})
+    return hashlib.sha256(plain.model_dump_json(exclude={"output", "engine"}).encode()).hexdigest()
+
+
+def array_record(content: RecordDict, name: str, where: str) -> ArrayRecord:
+    """A record of arrays.
+
+    Raises:
+        AdapterError: it is not there.
+    """
+    record = content.array_records.get(name)
+    if record is None:
+        raise AdapterError(f"{where}: no arrays {name!r}")
+    return record

@@ -1,0 +1,174 @@
+"""What a node does: it keeps base model and data ready, introduces itself, and trains its clients when asked."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from dataclasses import dataclass, replace
+
+from flwr.app import RecordDict
+
+from fedrot.config import RunConfig, parse_config
+from fedrot.core.adapter import Adapter
+from fedrot.core.diagnostics import drift
+from fedrot.engines.flower.messages import (
+    FACTS,
+    HELLO,
+    TRAIN,
+    Hello,
+    Order,
+    Told,
+    Welcome,
+    metrics_name,
+    pack_told,
+    read,
+    recipe_digest,
+    unpack_adapter,
+    upload_name,
+    written,
+)
+from fedrot.engines.flower.node import NodeSettings
+from fedrot.engines.flower.node_data import Local, prepare_node
+from fedrot.engines.flower.records import to_arrays
+from fedrot.engines.shared import Shared
+from fedrot.engines.training import Group, Task, groups, train_clients
+from fedrot.errors import AdapterError, ConfigError, ModelError
+from fedrot.methods import Trainable
+from fedrot.server import bare
+from fedrot.wire import travelling
+
+
+def version() -> str:
+    """Of the fedrot that is installed here."""
+    return importlib.metadata.version("fedrot")
+
+
+@dataclass(frozen=True)
+class _Held:
+    digest: str
+    local: Local
+
+
+class Worker:
+    """Serves one node. It lives as long as the node does, so that nothing is loaded twice.
+
+    A worker answers messages one at a time. Nothing of a round outlasts its reply.
+    """
+
+    def __init__(self, settings: NodeSettings, local: Local | None = None) -> None:
+        """Nothing is loaded before the first message.
+
+        Args:
+            settings: of the node.
+            local: what the server in the same process has prepared already, for its own recipe.
+        """
+        self.settings = settings
+        self._given = local
+        self._shared = Shared()
+        self._held: _Held | None = None
+
+    def handle(self, message_type: str, content: RecordDict) -> RecordDict:
+        """The reply to a message.
+
+        Raises:
+            FedrotError: another version, model or recipe than can be served here, unusable data, or a message that is
+                not as expected. Each names the node.
+        """
+        if message_type == HELLO:
+            return self._hello(read(Hello, content, self._where))
+        if message_type == TRAIN:
+            return self._train(content)
+        raise AdapterError(f"{self._where}: message type {message_type!r}: expected {HELLO!r} or {TRAIN!r}")
+
+    @property
+    def _where(self) -> str:
+        return f"node {self.settings.name!r}"
+
+    def _hello(self, hello: Hello) -> RecordDict:
+        self._check_version(hello.version)
+        local = self._prepare(hello.recipe, hello.labels)
+        rank = self.settings.rank or 0
+        told = Welcome(
+            name=self.settings.name,
+            version=version(),
+            base=local.base,
+            clients=list(self.settings.clients),
+            examples=[len(local.clients.rows[client]) for client in self.settings.clients],
+            ranks=[rank] * len(self.settings.clients),
+            device=str(local.device),
+        )
+        return RecordDict({FACTS: written(told)})
+
+    def _train(self, content: RecordDict) -> RecordDict:
+        order = read(Order, content, self._where)
+        self._check_version(order.version)
+        local = self._prepare(order.recipe, order.labels)
+        if order.base != local.base:
+            raise ModelError(
+                f"{self._where}: its base model has digest {local.base[:12]}, the server's {order.base[:12]}; "
+                "give both the same files and train.precision"
+            )
+        if foreign := [client for client in order.clients if client not in local.clients.rows]:
+            raise ConfigError(f"{self._where}: asked to train client {foreign[0]}, which it does not host")
+        where = f"{self._where}, round {order.round}"
+        received = unpack_adapter(content, "received", local.initial, order.scale, where)
+        if received is None:
+            raise AdapterError(f"{where}: no adapter to train from")
+        received = received.map(lambda tensor: tensor.to(local.device))
+        reference = unpack_adapter(content, "reference", local.initial, order.scale, where)
+        aligned_to = received if reference is None else reference.map(lambda tensor: tensor.to(local.device))
+        reply = RecordDict()
+        for clients in groups(local.clients, order.clients):
+            task = Task(order.round, clients, received, bare(received), aligned_to)
+            _add(reply, train_clients(local.clients, task), local, order.round)
+        local.clients.model.unload()
+        return reply
+
+    def _check_version(self, server: str) -> None:
+        if server != version():
+            raise ConfigError(
+                f"{self._where} runs fedrot {version()}, the server fedrot {server}; install the same version on both"
+            )
+
+    def _prepare(self, recipe: str, labels: list[str]) -> Local:
+        config = self._parse(recipe)
+        digest = recipe_digest(config) + repr(labels)
+        if self._held is not None and self._held.digest == digest:
+            return self._held.local
+        if self._held is not None:
+            self._held.local.clients.model.close()
+            self._held = None
+        local = self._given
+        if local is None or recipe_digest(local.clients.config) != recipe_digest(config):
+            local = prepare_node(self.settings, config, tuple(labels), self._shared)
+        self._held = _Held(digest, local)
+        return local
+
+    def _parse(self, recipe: str) -> RunConfig:
+        try:
+            return parse_config(tomllib.loads(recipe))
+        except (tomllib.TOMLDecodeError, ConfigError) as error:
+            raise ConfigError(f"{self._where}: the server's recipe is not one that fedrot {version()} reads: {error}") from error
+
+
+def _add(reply: RecordDict, group: Group, local: Local, round: int) -> None:
+    """Write what each client of a group sends into the reply."""
+    method = local.clients.method
+    sent: Trainable = method.uploads(round)
+    losses = group.trained.loss.tolist()
+    drifts = drift(group.trained.adapter, group.start).tolist()
+    rotation = group.upload.rotation
+    for index, client in enumerate(group.trained.clients):
+        adapter: Adapter = replace(group.upload.adapter.select(index), residual={})
+        arrays = travelling(adapter, a=sent.a, b=sent.b, head=method.shares_head)
+        turned: dict[str, float] = {}
+        if rotation is not None:
+            turned = {
+                "rotation": float(rotation.size[:, index].mean()),
+                "rotation_angle": float(rotation.angle[:, index].max()),
+                "degenerate": float(rotation.degenerate[:, index].sum()),
+                "flips": float(rotation.flipped[:, index].sum()),
+            }
+        told = Told(losses[index], group.steps[index], len(local.clients.rows[client]), drifts[index], turned)
+        reply[upload_name(client)] = to_arrays(arrays)
+        reply[metrics_name(client)] = pack_told(told)
