@@ -20,10 +20,9 @@ from fedrot.config import RunConfig, parse_config
 from fedrot.engines.finish import PACKAGES
 from fedrot.engines.local import run_local
 from fedrot.engines.observer import Observer
-from fedrot.engines.run import check_engine
 from fedrot.engines.setup import Federation
 from fedrot.engines.shared import Shared
-from fedrot.errors import FedrotError, OutputError
+from fedrot.errors import ConfigError, FedrotError, OutputError
 from fedrot.rundir import RunDirectory
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -49,7 +48,10 @@ class CellWorker:
             self.store.write_cell(task.key, failure(task.key, config, error))
 
     def _run(self, key: str, config: RunConfig, tell: Tell) -> Json:
-        check_engine(config)
+        if config.engine.name != "local":
+            raise ConfigError(
+                f"engine.name = {config.engine.name!r}: a comparison runs its cells in its own processes; leave it out"
+            )
         directory = self.store.rundir(key)
         run, config, resume = _reopen(directory, config)
         watcher = _Watcher(tell, config.federation.rounds)

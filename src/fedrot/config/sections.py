@@ -92,9 +92,13 @@ class TaskConfig(Section):
 
     name: Literal["classify"] = "classify"
     data: str
-    """`tweets`, `bbc`, `newsgroups`, `newsgroup-pairs`, `reuters-r8`, `reuters-r52`, `glue:TASK`, `hub:ID`, or a file
-    (CSV, JSONL, parquet)."""
+    """`tweets`, `bbc`, `newsgroups`, `newsgroup-pairs`, `reuters-r8`, `reuters-r52`, `glue:TASK`, `hub:ID`, a file
+    (CSV, JSONL, parquet), or `nodes`: every node of a deployed federation has training data of its own, and the server
+    evaluates on `test_data`."""
     test_data: str | None = None
+    labels: list[str] | None = None
+    """Names of the classes, where `data = "nodes"`: their order is that of the class numbers. Unset, the labels that
+    `test_data` has."""
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedrot.config import RunConfig, load_config
@@ -50,11 +50,16 @@ def run(
     else:
         directory = RunDirectory(out or config.output.dir or free_directory(f"{stem}-{config.method.name}"))
         directory.check_free()
-    check_engine(config)
+    if config.engine.name == "flower":
+        return _flower()(config, directory, resume=resume, observer=observer)
     return run_local(config, directory, resume=resume, observer=observer)
 
 
-def check_engine(config: RunConfig) -> None:
-    """Refuse an engine that this version does not have."""
-    if config.engine.name != "local":
-        raise ConfigError(f"engine.name = {config.engine.name!r}: this version runs 'local' only")
+def _flower() -> Callable[..., RunResult]:
+    try:
+        from fedrot.engines.flower.run import run_flower
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"engine.name = 'flower': the package {error.name!r} is not installed; pip install 'fedrot[flower]'"
+        ) from error
+    return run_flower

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +24,10 @@ from fedrot.stacked import StackedModel
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.classify import load_task
 from fedrot.tasks.encode import Encoded, encode
+from fedrot.tasks.own import NODES, load_held_out
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Federation:
     group_size: int
     ranks: tuple[int | None, ...]
     """Of every client; None unless the recipe mixes them: then all follow what they receive."""
+    examples: tuple[int, ...] | None = None
+    """Of every client, where data lies with the nodes and `partition` is empty."""
 
     @property
     def clients(self) -> int:
@@ -96,9 +104,14 @@ class Federation:
 
     def weight(self, client: int) -> float:
         """A client's unnormalised aggregation weight."""
-        return (
-            float(len(self.partition.rows[client])) if self.config.federation.weighting == "samples" else 1.0
-        )
+        if self.config.federation.weighting == "uniform":
+            return 1.0
+        return float(len(self.partition.rows[client]) if self.examples is None else self.examples[client])
+
+    @property
+    def data_with_nodes(self) -> bool:
+        """Whether every node brings its own training data, and this process has none."""
+        return self.config.task.data == NODES
 
     def label_counts(self) -> Tensor:
         """`(clients, labels)` training examples."""
@@ -117,49 +130,92 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     """
     method = build(config.method.name, config.method.options, config.seed)
     _check_support(config, method)
-    device = choose_device(config.train.device)
+    choose_device(config.train.device)
     shared = shared or Shared()
-    task = shared.get("task", task_key(config), lambda: load_task(config.task, config.seed))
-    shares = partition(task.train, config.partition, config.federation.clients, config.seed)
+    apart = config.task.data == NODES
+    load = load_held_out if apart else load_task
+    task = shared.get("task", task_key(config), lambda: load(config.task, config.seed))
+    clients = config.federation.clients
+    shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
     ranks = deal_ranks(config.lora, len(shares.rows), config.seed)
-    base = shared.get("base", base_key(config), lambda: _base(config, task, device))
-    initial = initial_adapter(base, config.lora, config.seed)
-    if config.model.adapter is not None:
-        initial = load_peft(config.model.adapter, base, config.lora)
-    model = StackedModel(base, initial, dropout=config.lora.dropout)
-
-    def build_split(name: str) -> Split:
-        data = encode(getattr(task, name), base.tokenizer, config.task.max_length).to(device)
-        return Split(
-            data, FrozenCache(model, data, config.train.cache_limit_mb) if config.train.cache_frozen else None
-        )
-
-    def split(name: str) -> Split:
-        return shared.get(name, frozen_key(config), lambda: build_split(name))
-
-    train = split("train")
-    if train.cache is not None:
-        _check_cache(model, initial, train.data, train.cache)
+    parts = assemble(config, task.labels, shared)
+    train = parts.split("train", task.train)
     return Federation(
         config,
         task,
         shares,
         method,
-        base,
-        model,
-        initial,
+        parts.base,
+        parts.model,
+        parts.initial,
         train,
-        split("validation") if task.validation is not None else None,
-        split("test"),
-        choose_group_size(config, len(shares.rows), model, initial, train.data),
+        parts.split("validation", task.validation) if task.validation is not None else None,
+        parts.split("test", task.test),
+        choose_group_size(config, len(shares.rows), parts.model, parts.initial, train.data),
         ranks,
     )
 
 
-def _base(config: RunConfig, task: TaskData, device: torch.device) -> BaseModel:
+@dataclass(frozen=True)
+class Parts:
+    """The base model with its adapter's sites, and encoded data to feed it."""
+
+    config: RunConfig
+    base: BaseModel
+    model: StackedModel
+    initial: Adapter
+    shared: Shared
+
+    def split(self, name: str, data: Dataset) -> Split:
+        """A split, encoded; the states of frozen blocks are cached where the recipe asks for it.
+
+        Raises:
+            ModelError: cached states would change this model's results.
+        """
+        return self.shared.get(name, frozen_key(self.config), lambda: self._built(name, data))
+
+    def _built(self, name: str, data: Dataset) -> Split:
+        config = self.config
+        encoded = encode(data, self.base.tokenizer, config.task.max_length).to(self.base.device)
+        if not config.train.cache_frozen:
+            return Split(encoded)
+        cache = FrozenCache(self.model, encoded, config.train.cache_limit_mb)
+        if name == "train":
+            _check_cache(self.model, self.initial, encoded, cache)
+        return Split(encoded, cache)
+
+
+def assemble(config: RunConfig, labels: Sequence[str], shared: Shared) -> Parts:
+    """Load the base model and find the sites that the recipe adapts.
+
+    Raises:
+        ConfigError, ModelError: as the parts do.
+    """
+    device = choose_device(config.train.device)
+    base = shared.get("base", base_key(config), lambda: _base(config, labels, device))
+    initial = initial_adapter(base, config.lora, config.seed)
+    if config.model.adapter is not None:
+        initial = load_peft(config.model.adapter, base, config.lora)
+    return Parts(config, base, StackedModel(base, initial, dropout=config.lora.dropout), initial, shared)
+
+
+def _nobodys(clients: int | None) -> Partition:
+    """What the server has of data that lies with the nodes.
+
+    Raises:
+        ConfigError: it is not said how many clients there are.
+    """
+    if clients is None:
+        raise ConfigError(
+            "federation.clients: missing; where task.data = 'nodes', say how many clients there are"
+        )
+    return Partition((torch.empty(0, dtype=torch.long),) * clients)
+
+
+def _base(config: RunConfig, labels: Sequence[str], device: torch.device) -> BaseModel:
     return load_base(
         config.model,
-        task.labels,
+        labels,
         seed=config.seed,
         precision=config.train.precision,
         device=device,

@@ -1,8 +1,8 @@
 """Base models, their LoRA sites, and PEFT adapters in and out: the only part that imports transformers or peft."""
 
 from fedrot.model.base import BaseModel, load_base, load_base_for, resolve_path
-from fedrot.model.fingerprint import fingerprint
 from fedrot.model.exchange import load_peft, save_peft
+from fedrot.model.fingerprint import fingerprint
 from fedrot.model.fold import Fold
 from fedrot.model.merge import merged, save_merged
 from fedrot.model.pooled import PooledClassifier

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,12 @@ def load_task(config: TaskConfig, seed: int) -> TaskData:
         DataError: data that cannot be found, read or used; the message names the key, the row and the remedy.
         ConfigError: a `task.max_train` below the number of classes.
     """
-    splits, names, where, notes = _named(config)
+    splits, names, where, notes = named_splits(config)
     own_test = "test" in splits
-    splits = _split_off(splits, config, seed)
+    splits = split_off(splits, config, seed)
     splits, removed = _disjoint(splits)
     _check_labels(splits, names, where, own_test=own_test)
-    splits = _limited(splits, config, seed)
+    splits = limited(splits, config, seed)
     return TaskData(
         name=config.data,
         labels=names,
@@ -108,7 +109,7 @@ def _read(data: str, config: TaskConfig, key: str = "task.data") -> Source:
     )
 
 
-def _named(config: TaskConfig) -> tuple[dict[str, Dataset], tuple[str, ...], str, tuple[str, ...]]:
+def named_splits(config: TaskConfig) -> tuple[dict[str, Dataset], tuple[str, ...], str, tuple[str, ...]]:
     """The splits found, with standard columns and numbered labels; the labels' names; their source; notes."""
     source = _read(config.data, config)
     found: dict[str, tuple[Source, Dataset | None]] = {
@@ -141,8 +142,10 @@ def _numbered(data: Dataset, names: tuple[str, ...]) -> Dataset:
     return with_columns(data, {"label": [number[name] for name in data["label"]]})
 
 
-def _split_off(splits: dict[str, Dataset], config: TaskConfig, seed: int) -> dict[str, Dataset]:
-    """Add the test and the validation split, if they are missing, out of training.
+def split_off(
+    splits: dict[str, Dataset], config: TaskConfig, seed: int, wanted: Sequence[str] = ("test", "validation")
+) -> dict[str, Dataset]:
+    """Add the wanted ones of the test and the validation split, if they are missing, out of training.
 
     Distinct texts are drawn, and all examples with a drawn text go with it, so that none straddles a split.
     """
@@ -151,7 +154,7 @@ def _split_off(splits: dict[str, Dataset], config: TaskConfig, seed: int) -> dic
         splits.pop("validation", None)
     total = len(set(_keys(splits["train"])))
     for split, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        if split in splits or fraction == 0:
+        if split in splits or split not in wanted or fraction == 0:
             continue
         train = splits["train"]
         keys, labels = _keys(train), column_values(train, "label")
@@ -210,7 +213,8 @@ def _check_labels(splits: dict[str, Dataset], names: tuple[str, ...], where: str
             )
 
 
-def _limited(splits: dict[str, Dataset], config: TaskConfig, seed: int) -> dict[str, Dataset]:
+def limited(splits: dict[str, Dataset], config: TaskConfig, seed: int) -> dict[str, Dataset]:
+    """Seeded, stratified subsamples of the splits that are larger than `task.max_...` allows."""
     limits = {"train": config.max_train, "validation": config.max_validation, "test": config.max_test}
     result = dict(splits)
     for split, limit in limits.items():

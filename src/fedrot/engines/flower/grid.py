@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 
 NodeConfig = Mapping[str, bool | float | int | str]
 
@@ -37,6 +38,8 @@ class InProcessGrid(Grid):
             nodes: the configuration of each.
             run_config: what Flower calls the run's configuration.
         """
+        # Flower stamps every message with the process' own identity; here the process is the server.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, SUPERLINK_NODE_ID, RUN
         self._app = app
         first = SUPERLINK_NODE_ID + 1
         self._contexts = {
@@ -88,8 +91,7 @@ class InProcessGrid(Grid):
         names: list[str] = []
         for message in messages:
             name = uuid.uuid4().hex
-            facts = message.metadata.__dict__
-            facts |= {"_message_id": name, "_run_id": RUN, "_src_node_id": SUPERLINK_NODE_ID}
+            message.metadata.__dict__["_message_id"] = name
             self._waiting[name] = message
             names.append(name)
         return names
@@ -132,4 +134,3 @@ class InProcessGrid(Grid):
 def _named(reply: Message) -> Message:
     reply.metadata.__dict__["_message_id"] = uuid.uuid4().hex
     return reply
-

@@ -89,7 +89,9 @@ def read(kind: type[Facts], content: RecordDict, where: str) -> Facts:
     """
     record = content.config_records.get(FACTS)
     if record is None:
-        raise AdapterError(f"{where}: no record {FACTS!r}; is the other side fedrot, and of the same version?")
+        raise AdapterError(
+            f"{where}: no record {FACTS!r}; is the other side fedrot, and of the same version?"
+        )
     found: dict[str, Any] = {}
     for item in fields(kind):
         value = record.get(item.name)

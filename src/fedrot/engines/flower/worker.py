@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import tomllib
 from dataclasses import dataclass, replace
 
@@ -30,17 +29,13 @@ from fedrot.engines.flower.messages import (
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.flower.node_data import Local, prepare_node
 from fedrot.engines.flower.records import to_arrays
+from fedrot.engines.flower.versions import version
 from fedrot.engines.shared import Shared
 from fedrot.engines.training import Group, Task, groups, train_clients
 from fedrot.errors import AdapterError, ConfigError, ModelError
 from fedrot.methods import Trainable
 from fedrot.server import bare
 from fedrot.wire import travelling
-
-
-def version() -> str:
-    """Of the fedrot that is installed here."""
-    return importlib.metadata.version("fedrot")
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,9 @@ class Worker:
         try:
             return parse_config(tomllib.loads(recipe))
         except (tomllib.TOMLDecodeError, ConfigError) as error:
-            raise ConfigError(f"{self._where}: the server's recipe is not one that fedrot {version()} reads: {error}") from error
+            raise ConfigError(
+                f"{self._where}: the server's recipe is not one that fedrot {version()} reads: {error}"
+            ) from error
 
 
 def _add(reply: RecordDict, group: Group, local: Local, round: int) -> None:

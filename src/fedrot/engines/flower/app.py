@@ -1,0 +1,126 @@
+"""The two halves of fedrot as Flower apps: `client` for nodes, `server` for a SuperLink."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedrot.config import RunConfig, parse_config
+from fedrot.engines.flower.blocks import blocks
+from fedrot.engines.flower.messages import FACTS
+from fedrot.engines.flower.node import NodeSettings, load_node
+from fedrot.engines.flower.worker import Worker
+from fedrot.errors import ConfigError
+
+WorkerOf = Callable[[Message, Context], Worker]
+
+_workers: dict[str, Worker] = {}
+
+
+def client_app(worker_of: WorkerOf) -> ClientApp:
+    """A Flower `ClientApp` that hands every message to a worker.
+
+    Args:
+        worker_of: the worker that serves the node of a context; the same one each time, so that it stays warm.
+    """
+    app = ClientApp()
+
+    def handle(message: Message, context: Context) -> Message:
+        content = worker_of(message, context).handle(message.metadata.message_type, message.content)
+        return Message(content, reply_to=message)
+
+    app.query("hello")(handle)
+    app.train()(handle)
+    return app
+
+
+def worker_of_process(message: Message, context: Context, *, trusts_recipe: bool = False) -> Worker:
+    """The worker of this process for a node, made when first needed and kept.
+
+    The node's configuration is `node = "<folder with node.toml>"`; or `clients = "0-4"`; or, in Flower's simulation,
+    `partition-id` and `num-partitions`, which stand for an equal share of the clients.
+
+    Args:
+        message: holds the recipe, and so the number of clients.
+        context: holds the node's configuration.
+        trusts_recipe: whoever wrote the recipe also runs this node, so that it may name files.
+
+    Raises:
+        ConfigError: none of these is there.
+    """
+    config = context.node_config
+    key = f"{context.node_id} {sorted(config.items())}"
+    if key not in _workers:
+        if "node" in config:
+            settings = load_node(str(config["node"])).settings
+        else:
+            settings = NodeSettings(
+                name=str(config.get("name", f"node-{config.get('partition-id', context.node_id)}")),
+                clients=_clients(message, context),
+                device=str(config.get("device", "auto")),
+                trusts_recipe=trusts_recipe,
+            )
+        _workers[key] = Worker(settings)
+    return _workers[key]
+
+
+def _clients(message: Message, context: Context) -> tuple[int, ...]:
+    config = context.node_config
+    if "clients" in config:
+        found: list[int] = []
+        for part in str(config["clients"]).split(","):
+            first, _, last = part.partition("-")
+            if not (first.strip().isdecimal() and (not last or last.strip().isdecimal())):
+                raise ConfigError(
+                    f"node configuration: clients = {config['clients']!r}: expected such as '0-4' or '0,3'"
+                )
+            found += range(int(first), int(last or first) + 1)
+        return tuple(found)
+    if "partition-id" in config and "num-partitions" in config:
+        recipe = message.content.config_records[FACTS]["recipe"]
+        total = parse_config(tomllib.loads(str(recipe))).federation.clients
+        if total is None:
+            raise ConfigError("federation.clients: missing; nodes must know how many clients they share")
+        return blocks(total, int(config["num-partitions"]))[int(config["partition-id"])]
+    raise ConfigError(
+        "node configuration: expected node = '<folder with node.toml>', or clients = '0-4'; give it to "
+        "flower-supernode with --node-config"
+    )
+
+
+client = client_app(partial(worker_of_process))
+"""For nodes that Flower starts: it keeps its worker as long as its process lives."""
+
+server = ServerApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a recipe over the nodes that a SuperLink knows.
+
+    The run's configuration holds `recipe`, its TOML text; `out`, the absolute path of the run directory; and `resume`.
+    """
+    from fedrot.engines.flower.run import run_over
+    from fedrot.engines.observer import Observer
+    from fedrot.rundir import RunDirectory
+
+    text, out = context.run_config.get("recipe"), str(context.run_config.get("out", ""))
+    if not isinstance(text, str) or not Path(out).is_absolute():
+        raise ConfigError(
+            "run configuration: expected recipe, the TOML text of one, and out, the absolute path of a run directory; "
+            "submit runs with `fedrot deploy run`"
+        )
+    config: RunConfig = parse_config(tomllib.loads(text))
+    resume = bool(context.run_config.get("resume", False))
+    if resume:
+        run, config = RunDirectory.reopen(out, config)
+    else:
+        run = RunDirectory(out)
+        run.check_free()
+    run_over(grid, config, run, Observer(), resume=resume)

@@ -1,0 +1,99 @@
+"""What a node prepares of a recipe: the base model, its own clients' examples, nothing of the server's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedrot.config import RunConfig
+from fedrot.core.adapter import Adapter
+from fedrot.engines.flower.node import NodeSettings
+from fedrot.engines.groups import choose_group_size
+from fedrot.engines.setup import Federation, assemble, prepare
+from fedrot.engines.shared import Shared
+from fedrot.engines.training import Clients
+from fedrot.errors import ConfigError, DataError
+from fedrot.methods import build
+from fedrot.model import fingerprint
+from fedrot.partition import partition
+from fedrot.tasks.own import load_own
+
+
+@dataclass(frozen=True)
+class Local:
+    """A node, ready to train."""
+
+    clients: Clients
+    initial: Adapter
+    """For the names and widths of the sites."""
+    base: str
+    """Digest of the base model, taken before anything is folded into it."""
+    device: torch.device
+
+    @classmethod
+    def of(cls, federation: Federation) -> Local:
+        """A node that shares the server's process and hosts whom it is asked to train."""
+        return cls(
+            Clients.of(federation), federation.initial, fingerprint(federation.base), federation.base.device
+        )
+
+
+def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, ...], shared: Shared) -> Local:
+    """Load what the recipe names, as far as the node's owner admits it.
+
+    Args:
+        settings: of the node.
+        recipe: the server's.
+        labels: names of the classes, in the server's order.
+        shared: what an earlier recipe on this node left to use again.
+
+    Raises:
+        ConfigError: a client number that the recipe does not have.
+        DataError: no data of its own where the recipe needs it, labels that the server does not know, or a corpus that
+            is not the server's.
+        ModelError: a base model that the owner did not name, or that cannot be loaded.
+    """
+    config = settings.admit(recipe)
+    if settings.data is not None and settings.sharding == "own":
+        return _own(settings, config, labels, shared)
+    if recipe.task.data == "nodes":
+        raise DataError(
+            f"node {settings.name!r} has no data: the recipe leaves data to the nodes (task.data = 'nodes'); name the "
+            "node's file as `data` in node.toml"
+        )
+    federation = prepare(config, shared)
+    if federation.task.labels != labels:
+        raise DataError(
+            f"node {settings.name!r}: its copy of {config.task.data!r} has the labels {list(federation.task.labels)}, "
+            f"the server's {list(labels)}; give both the same data"
+        )
+    if absent := [client for client in settings.clients if client >= federation.clients]:
+        raise ConfigError(
+            f"node {settings.name!r}: hosts client {absent[0]}, but the recipe has clients 0 to "
+            f"{federation.clients - 1}; mend `clients` in node.toml or federation.clients"
+        )
+    local = Local.of(federation)
+    hosted = {client: local.clients.rows[client] for client in settings.clients}
+    return replace(local, clients=replace(local.clients, rows=hosted))
+
+
+def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], shared: Shared) -> Local:
+    task = load_own(config.task, labels, f"node {settings.name!r}")
+    dealt: Sequence[Tensor] = [torch.arange(len(task))]
+    if len(settings.clients) > 1:
+        dealt = partition(task, config.partition, len(settings.clients), config.seed).rows
+    rows = dict(zip(settings.clients, dealt, strict=True))
+    parts = assemble(config, labels, shared)
+    train = parts.split("train", task)
+    members = Clients(
+        config,
+        build(config.method.name, config.method.options, config.seed),
+        parts.model,
+        train,
+        rows,
+        choose_group_size(config, len(rows), parts.model, parts.initial, train.data),
+    )
+    return Local(members, parts.initial, fingerprint(parts.base), parts.base.device)

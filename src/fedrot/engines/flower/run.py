@@ -1,0 +1,134 @@
+"""A recipe over Flower: on a grid of nodes in this process, or on any other grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid
+
+from fedrot.config import RunConfig
+from fedrot.engines.flower.app import client_app
+from fedrot.engines.flower.blocks import blocks
+from fedrot.engines.flower.grid import InProcessGrid
+from fedrot.engines.flower.node import NodeSettings
+from fedrot.engines.flower.node_data import Local
+from fedrot.engines.flower.roster import Roster
+from fedrot.engines.flower.session import Session
+from fedrot.engines.flower.worker import Worker
+from fedrot.engines.observer import Observer
+from fedrot.engines.rounds import RunResult, run_rounds
+from fedrot.engines.setup import Federation, prepare
+from fedrot.errors import ConfigError
+from fedrot.methods import build, methods
+from fedrot.rundir import RunDirectory
+
+
+def run_flower(
+    config: RunConfig, run: RunDirectory, *, resume: bool = False, observer: Observer | None = None
+) -> RunResult:
+    """Run a recipe on this machine, every message of it through Flower's records.
+
+    Args:
+        config: the recipe; in a resumed run the stored one.
+        run: the directory, created or reopened by the caller.
+        resume: continue from the newest whole checkpoint, if there is one.
+        observer: told of progress.
+
+    Raises:
+        FedrotError: as its parts do, and where a method keeps parts of the model with clients.
+    """
+    observer = observer or Observer()
+    check_flower(config)
+    if config.engine.backend == "ray":
+        from fedrot.engines.flower.ray import run_ray
+
+        return run_ray(config, run, observer, resume=resume)
+    observer.preparing("reading data and base model")
+    federation = prepare(config)
+    if federation.data_with_nodes:
+        raise ConfigError(
+            "task.data = 'nodes': data lies with the nodes of a deployed federation; submit the recipe with `fedrot "
+            "deploy run`, or name data that is here"
+        )
+    return _serve(in_process_grid(federation), federation, run, observer, resume=resume, patient=False)
+
+
+def run_over(
+    grid: Grid, config: RunConfig, run: RunDirectory, observer: Observer, *, resume: bool = False
+) -> RunResult:
+    """Run a recipe over the nodes of a grid, which come and go.
+
+    Args:
+        grid: Flower's.
+        config: the recipe; in a resumed run the stored one.
+        run: the directory, created or reopened by the caller.
+        observer: told of progress.
+        resume: continue from the newest whole checkpoint, if there is one.
+
+    Raises:
+        FedrotError: as its parts do; too few nodes within `engine.wait` seconds.
+    """
+    check_flower(config)
+    observer.preparing("reading data and base model")
+    return _serve(grid, prepare(config), run, observer, resume=resume, patient=True)
+
+
+def check_flower(config: RunConfig) -> None:
+    """Refuse what the Flower engine cannot do.
+
+    Raises:
+        ConfigError: names the key, the value and what can.
+    """
+    method = build(config.method.name, config.method.options, config.seed)
+    if method.laws.personal:
+        able = ", ".join(repr(name) for name, cls in methods().items() if not cls.laws.personal)
+        raise ConfigError(
+            f"method.name = {method.name!r}: it leaves parts of the model with clients, and what nodes keep is not "
+            f"evaluated or saved over Flower yet; use engine.name = 'local', or one of {able}"
+        )
+    if config.output.diagnostics:
+        raise ConfigError(
+            "output.diagnostics = true: they need adapters as they were trained, which a server over Flower does not "
+            "see; use engine.name = 'local', or leave it out"
+        )
+
+
+def in_process_grid(federation: Federation) -> InProcessGrid:
+    """Nodes in this process that share the server's base model and data.
+
+    There are `engine.nodes` of them, or one for each group of clients that train stacked.
+    """
+    local = Local.of(federation)
+    count = federation.config.engine.nodes or math.ceil(federation.clients / federation.group_size)
+    shares = blocks(federation.clients, count)
+    workers = [
+        Worker(NodeSettings(f"node-{index}", share, trusts_recipe=True), local)
+        for index, share in enumerate(shares)
+    ]
+
+    def worker_of(message: Message, context: Context) -> Worker:
+        del message
+        return workers[int(context.node_config["partition-id"])]
+
+    nodes = [{"partition-id": index, "num-partitions": len(shares)} for index in range(len(shares))]
+    return InProcessGrid(client_app(worker_of), nodes)
+
+
+def _serve(
+    grid: Grid,
+    federation: Federation,
+    run: RunDirectory,
+    observer: Observer,
+    *,
+    resume: bool,
+    patient: bool,
+) -> RunResult:
+    roster = Roster(grid, federation, observer, patient=patient)
+    roster.gather()
+    federation = replace(
+        federation, ranks=roster.ranks(federation.ranks), examples=roster.examples() or federation.examples
+    )
+    session = Session(grid, federation, roster, observer)
+    return run_rounds(federation, run, session.train, observer, resume=resume)
