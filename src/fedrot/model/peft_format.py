@@ -77,6 +77,18 @@ def read_peft(directory: str | Path, key: str, device: str | torch.device = "cpu
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         kind = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
         raise ModelError(f"{where}: it is a {kind} adapter, expected LORA")
+    return parse_peft(settings, tensors, where, directory)
+
+
+def parse_peft(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str, directory: Path
+) -> PeftFiles:
+    """An adapter from its configuration and its tensors as PEFT names them; every tensor in float32.
+
+    Raises:
+        ModelError: a variant of LoRA that is not supported, factors without their counterpart, or ranks and alpha
+            that the configuration contradicts.
+    """
     check_settings(settings, where)
     named = {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
     sites = _sites(named, where)

@@ -1,0 +1,1 @@
+"""A text classifier fine-tuned with LoRA and FedAvg, its clients aligned."""
