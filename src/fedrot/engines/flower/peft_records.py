@@ -14,7 +14,7 @@ from fedrot.errors import AdapterError
 from fedrot.model.peft_state import PeftState, open_state, stored_key, write_state
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from fedrot.model.peft_state import PeftModel
 
 
 def peft_to_record(adapter: str | Path | PeftModel) -> ArrayRecord:
