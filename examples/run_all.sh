@@ -6,7 +6,7 @@ folder=$(dirname "$0")
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1  # the models are too small for more
 export PYTHONWARNINGS='ignore:`is_gradient_checkpointing` is deprecated:FutureWarning'  # said by transformers to PEFT
 failed=""
-for example in "$folder"/*.py; do
+for example in "$folder"/*.py "$folder"/flower/run.py; do
     echo "== $(basename "$example")"
     "$python" "$example" || failed="$failed $(basename "$example")"
 done

@@ -43,7 +43,7 @@ class App:
         grid = Loopback(client, nodes=3, run_config=config)
         server: ServerApp = self.server.app
         server(grid, Context(1, 0, {}, RecordDict(), config))
-        assert not grid.errors
+        assert not grid.raised
         return grid
 
     def client_app(self, mods: list[Any]) -> ClientApp:
@@ -121,7 +121,7 @@ def turning(message: Message, context: Context, call_next: Any) -> Message:
         pairs = Naming().pairs(record, "reply")
         sites: dict[str, Factors] = {}
         for site, f in read_pairs(record, pairs, "reply").sites.items():
-            turn = haar(f.rank, generator(5, site, client=context.node_id)).float()
+            turn = haar(f.rank, generator(5, site, client=int(context.node_config["partition-id"]))).float()
             sites[site] = Factors(*rotate(f.a, f.b, turn))
         reply.content["arrays"] = write_pairs(record, pairs, Adapter(sites))
     return reply
