@@ -326,3 +326,16 @@ def test_the_order_in_which_replies_arrive_does_not_change_the_result():
         found.append({key: array.data for key, array in arrays.items()})
     assert found[0] == found[1]
     assert reply_arrays(grid.sent[0]).keys() == found[0].keys()
+
+
+def test_the_summary_names_the_method_its_options_and_what_the_inner_strategy_says(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    with caplog.at_level(logging.INFO, "flwr"):
+        FedRotStrategy(flower.FedAvg(**NODES), "fedrot", strength=0.3).summary()
+        FedRotStrategy(flower.FedAvg(**NODES), "flexlora").summary()
+    said = [entry.getMessage() for entry in caplog.records]
+    assert any("fedrot {'strength': 0.3}, by FedRotMod on the clients" in line for line in said)
+    assert any("flexlora, on the server" in line for line in said)
+    assert sum("Weighted by: 'num-examples'" in line for line in said) == 2

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, final
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -114,7 +114,11 @@ class FedRotStrategy(Strategy):
             where = "on the server"
         else:
             where = "by FedRotMod on the clients" if needs_mod(self.method) else "plain averages"
-        _LOG.info("\t├──> FedRotStrategy: %s, %s", self.method, where)
+        chosen = {f.name: (getattr(self.method, f.name), f.default) for f in fields(self.method)}
+        options = {name: value for name, (value, default) in chosen.items() if value != default}
+        _LOG.info(
+            "\t├──> FedRotStrategy: %s%s, %s", self.method.name, f" {options}" if options else "", where
+        )
         type(self.inner).summary(self.inner)
 
     def configure_train(
@@ -242,5 +246,6 @@ def _errors(updates: Sequence[Update], result: Adapter | None) -> dict[str, floa
     adapters, weights = [update.adapter for update in updates], [update.weight for update in updates]
     means = float(adapter_aggregation_error(adapters, weights).relative)
     after = means if result is None else float(adapter_broadcast_error(adapters, weights, result).relative)
-    _LOG.info("\t└──> relative aggregation error: %.3g of the means, %.3g of what is sent out", means, after)
+    sent_out = "" if result is None else f", {after:.3g} of the method's factors"
+    _LOG.info("\t├──> relative aggregation error: %.3g of averaging the factors%s", means, sent_out)
     return {"fedrot-error-of-means": means, "fedrot-error": after}
