@@ -88,9 +88,9 @@ def _write_results(
         "best_validation_round": best["round"] if best else None,
         "best_validation": _final(best) if best else None,
         "probe": floor,
-        "partition": {"counts": federation.label_counts().tolist()},
+        "partition": {"counts": [] if federation.data_with_nodes else federation.label_counts().tolist()},
         "examples": {
-            "train": len(federation.train.data),
+            "train": federation.training_examples,
             "validation": len(federation.validation.data) if federation.validation else 0,
             "test": len(federation.test.data),
         },

@@ -113,6 +113,11 @@ class Federation:
         """Whether every node brings its own training data, and this process has none."""
         return self.config.task.data == NODES
 
+    @property
+    def training_examples(self) -> int:
+        """Of all clients together, those counted that belong to none."""
+        return len(self.train.data) if self.examples is None else sum(self.examples)
+
     def label_counts(self) -> Tensor:
         """`(clients, labels)` training examples."""
         return self.partition.counts(self.train.data.labels.cpu(), len(self.task.labels))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
@@ -171,6 +172,16 @@ def unpack_told(record: MetricRecord | None, where: str) -> Told:
         drift=float(numbers["drift"]),
         rotation={name: float(numbers[name]) for name in turned},
     )
+
+
+def failure(reply: Message) -> str:
+    """Why a reply is an error, in words. Flower writes what an app raised as `<class 'x.Y'>:<'message'>`."""
+    reason = reply.error.reason or f"error {reply.error.code}"
+    found = re.fullmatch(r"<class '([\w.]+)'>:<'(.*)'>", reason, re.DOTALL)
+    if found is None:
+        return reason
+    kind, told = found.groups()
+    return told if kind.startswith("fedrot.errors.") else f"{kind.removeprefix('builtins.')}: {told}"
 
 
 def recipe_digest(config: RunConfig) -> str:

@@ -19,7 +19,7 @@ from fedrot.errors import ConfigError, DataError
 from fedrot.methods import build
 from fedrot.model import fingerprint
 from fedrot.partition import partition
-from fedrot.tasks.own import load_own
+from fedrot.tasks.own import NODES, load_own
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, .
             is not the server's.
         ModelError: a base model that the owner did not name, or that cannot be loaded.
     """
-    config = settings.admit(recipe)
     if settings.data is not None and settings.sharding == "own":
-        return _own(settings, config, labels, shared)
-    if recipe.task.data == "nodes":
+        return _own(settings, settings.admit(recipe), labels, shared)
+    if recipe.task.data == NODES:
         raise DataError(
             f"node {settings.name!r} has no data: the recipe leaves data to the nodes (task.data = 'nodes'); name the "
             "node's file as `data` in node.toml"
         )
+    config = settings.admit(recipe)
     federation = prepare(config, shared)
     if federation.task.labels != labels:
         raise DataError(

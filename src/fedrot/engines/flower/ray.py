@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from functools import partial
 from typing import Any
@@ -53,6 +54,7 @@ def run_ray(config: RunConfig, run: RunDirectory, observer: Observer, *, resume:
     for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
         os.environ.setdefault(name, "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     run_simulation(
         server_app=server,
         client_app=client_app(partial(worker_of_process, trusts_recipe=True)),

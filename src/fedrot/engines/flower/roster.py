@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedrot.engines.flower.messages import FACTS, HELLO, Hello, Welcome, read, written
+from fedrot.engines.flower.messages import FACTS, HELLO, Hello, Welcome, failure, read, written
 from fedrot.engines.flower.versions import version
 from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation
@@ -168,7 +168,7 @@ class Roster:
     def _answer(self, node: int, reply: Message) -> None:
         try:
             if reply.has_error():
-                raise AdapterError(f"{reply.error.reason or f'error {reply.error.code}'}")
+                raise AdapterError(failure(reply))
             welcome = read(Welcome, reply.content, f"node {node}")
             self._admit(node, welcome)
         except FedrotError as error:

@@ -52,7 +52,7 @@ def run_flower(
             "task.data = 'nodes': data lies with the nodes of a deployed federation; submit the recipe with `fedrot "
             "deploy run`, or name data that is here"
         )
-    return _serve(in_process_grid(federation), federation, run, observer, resume=resume, patient=False)
+    return serve(in_process_grid(federation), federation, run, observer, resume=resume, patient=False)
 
 
 def run_over(
@@ -72,7 +72,7 @@ def run_over(
     """
     check_flower(config)
     observer.preparing("reading data and base model")
-    return _serve(grid, prepare(config), run, observer, resume=resume, patient=True)
+    return serve(grid, prepare(config), run, observer, resume=resume, patient=True)
 
 
 def check_flower(config: RunConfig) -> None:
@@ -116,15 +116,28 @@ def in_process_grid(federation: Federation) -> InProcessGrid:
     return InProcessGrid(client_app(worker_of), nodes)
 
 
-def _serve(
+def serve(
     grid: Grid,
     federation: Federation,
     run: RunDirectory,
     observer: Observer,
     *,
-    resume: bool,
-    patient: bool,
+    resume: bool = False,
+    patient: bool = False,
 ) -> RunResult:
+    """Run the rounds of a federation over the nodes of a grid.
+
+    Args:
+        grid: where the nodes are.
+        federation: the server's.
+        run: the directory, created or reopened by the caller.
+        observer: told of progress, and of nodes that join, leave and are refused.
+        resume: continue from the newest whole checkpoint, if there is one.
+        patient: whether nodes may still come; if not, a missing one is an error at once.
+
+    Raises:
+        TrainingError: too few nodes, or all clients of a round rejected.
+    """
     roster = Roster(grid, federation, observer, patient=patient)
     roster.gather()
     federation = replace(

@@ -18,6 +18,7 @@ from fedrot.engines.flower.messages import (
     TRAIN,
     Order,
     array_record,
+    failure,
     metrics_name,
     pack_order,
     unpack_told,
@@ -164,7 +165,8 @@ class Session:
         """Take in a reply; returns the bytes of its arrays."""
         where = f"node {sent.peer.name!r}"
         if reply.has_error():
-            reason = f"{where}: {reply.error.reason or f'error {reply.error.code}'}"
+            reason = failure(reply)
+            reason = reason if where in reason else f"{where}: {reason}"
             self._observer.note(f"round {round.number}: {reason}")
             for client in sent.clients:
                 round.drop(client, reason)
