@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from typing import Any
 
@@ -296,11 +297,34 @@ def test_numbers_that_are_not_finite_are_sent_on_as_they_are():
     assert reply_metrics(reply)["fedrot-degenerate"] == 1
 
 
-def test_an_array_that_is_no_array_is_refused():
+def huge() -> bytes:
+    """A header of 10**15 numbers, and no numbers."""
+    stream = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**8, 10**7)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (Array("float32", (3, 10), "numpy.ndarray", b"\x80\x04pickle"), r"is not in NumPy's format"),
+        (Array("float32", (3, 10), "numpy.ndarray", huge()), r"bytes long, which does not fit its header"),
+        (Array("float32", (3, 10), "torch", b""), r"came in 'torch', expected 'numpy.ndarray'"),
+    ],
+)
+def test_an_array_that_is_no_array_is_refused_before_memory_is_taken(array: Array, message: str):
     sent = record(named(TRAINED))
-    sent[A0] = Array("float32", (3, 10), "numpy.ndarray", b"\x80\x04pickle")
-    with pytest.raises(AdapterError, match=r"cannot be read as a NumPy array"):
+    sent[A0] = array
+    with pytest.raises(AdapterError, match=message):
         FedRotMod()(train_message(record(named(RECEIVED))), CONTEXT, answering(sent))
+
+
+def test_arrays_in_columns_are_read_as_they_are_meant():
+    columns = record({key: np.asfortranarray(value) for key, value in named(TRAINED).items()})
+    reply = FedRotMod()(train_message(record(named(RECEIVED))), CONTEXT, answering(columns))
+    for key, value in reply_arrays(apply(FedRotMod(), named(TRAINED))).items():
+        np.testing.assert_array_equal(reply_arrays(reply)[key], value)
 
 
 @pytest.mark.parametrize(

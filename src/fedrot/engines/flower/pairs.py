@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors
+from fedrot.engines.flower.records import read_array
 from fedrot.errors import AdapterError, ConfigError
 
 # The keys of a pair are equal but for the group `a` or `b`.
@@ -147,10 +148,7 @@ def read_pairs(record: Mapping[str, Array], pairs: Sequence[Pair], where: str) -
 def _matrix(record: Mapping[str, Array], key: str, where: str) -> Tensor:
     if key not in record:
         raise AdapterError(f"{where}: lacks {key!r}; expected the arrays that were sent, under the same keys")
-    try:
-        values = record[key].numpy()
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise AdapterError(f"{where}: {key!r} cannot be read as a NumPy array ({error})") from error
+    values = read_array(record[key], f"{where}: array {key!r}")
     if str(values.dtype) not in _TYPES:
         raise AdapterError(
             f"{where}: factor {key!r} is {values.dtype}: expected {', '.join(_TYPES)}; send floating point numbers"

@@ -10,6 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
+from fedrot.engines.flower.records import read_array
 from fedrot.errors import AdapterError
 from fedrot.model.peft_state import PeftState, open_state, stored_key, write_state
 
@@ -63,10 +64,7 @@ def record_to_peft(record: ArrayRecord, directory: str | Path, like: str | Path 
 
 
 def _tensor(array: Array, key: str, expected: PeftState, where: str) -> Tensor:
-    try:
-        values = array.numpy()
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise AdapterError(f"{where}: {key!r} cannot be read as a NumPy array ({error})") from error
+    values = read_array(array, f"{where}: array {key!r}")
     shape = tuple(expected.tensors[key].shape)
     if values.shape != shape or values.dtype.kind != "f":
         raise AdapterError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter
@@ -88,6 +91,30 @@ def broadcast_shapes(record: ArrayRecord, like: Adapter) -> dict[str, Shape]:
     return expected
 
 
+def read_array(array: Array, where: str) -> NDArray[Any]:
+    """The numbers of an array, copied; its header is held against its length before any memory is taken.
+
+    Raises:
+        AdapterError: another serialisation than NumPy's, objects, or a header that does not fit.
+    """
+    if array.stype != NUMPY:
+        raise AdapterError(f"{where} came in {array.stype!r}, expected {NUMPY!r}")
+    stream = io.BytesIO(array.data)
+    try:
+        version = npy.read_magic(stream)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+    except ValueError as error:
+        raise AdapterError(f"{where} is not in NumPy's format ({error})") from error
+    numbers = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or min(shape, default=0) < 0 or len(array.data) - stream.tell() != numbers:
+        raise AdapterError(
+            f"{where} is {len(array.data)} bytes long, which does not fit its header: {dtype} {shape}"
+        )
+    values = np.frombuffer(array.data, dtype, offset=stream.tell())
+    return values.reshape(shape, order="F" if fortran else "C").copy()
+
+
 def message_bytes(record: ArrayRecord) -> int:
     """Bytes of a record's arrays as they travel."""
     return sum(len(array.data) for array in record.values())
@@ -110,14 +137,9 @@ def _tensor(array: Array, expected: Shape, where: str) -> Tensor:
         raise AdapterError(
             f"{where} is {len(array.data)} bytes long, expected {numbers} and a header of {HEADER} at most"
         )
-    stream = io.BytesIO(array.data)
-    try:
-        version = npy.read_magic(stream)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        inner, fortran, dtype = read(stream)
-    except ValueError as error:
-        raise AdapterError(f"{where} is not in NumPy's format ({error})") from error
-    if inner != shape or fortran or dtype != np.float32 or len(array.data) - stream.tell() != numbers:
-        raise AdapterError(f"{where} holds {dtype} {inner}, which its own description does not say")
-    values = np.frombuffer(array.data, np.float32, offset=stream.tell()).reshape(shape)
-    return torch.from_numpy(values.copy())
+    values = read_array(array, where)
+    if values.shape != shape or values.dtype != np.float32:
+        raise AdapterError(
+            f"{where} holds {values.dtype} {values.shape}, which its own description does not say"
+        )
+    return torch.from_numpy(values)
