@@ -35,6 +35,7 @@ RUN_EXAMPLES = """[bold]Examples[/bold]
   fedrot run recipes/demo.toml --set method.name=fedit --out runs/fedit
   fedrot run recipes/demo.toml --set method.strength=0.3 --set federation.rounds=30
   fedrot run --resume --out runs/fedit
+  fedrot run recipes/demo.toml --engine flower
 """
 
 
@@ -82,18 +83,22 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out where it stopped.")
     ] = False,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="`local` or `flower`; short for --set engine.name=...")
+    ] = None,
 ) -> None:
     """Fine-tune across clients as a recipe says, and write adapter, metrics and report to a run directory."""
     from fedrot.engines.run import run as run_recipe
     from fedrot.progress import make_observer
 
     signal.signal(signal.SIGTERM, _interrupt)
+    overrides = [*(set_ or ()), *([f"engine.name={engine}"] if engine is not None else [])]
     with reported_errors():
         observer = make_observer(out, err)
         try:
             with observer:
                 result = run_recipe(
-                    recipe, out=out_dir, resume=resume, overrides=set_ or (), observer=observer
+                    recipe, out=out_dir, resume=resume, overrides=overrides, observer=observer
                 )
         except KeyboardInterrupt:
             where = observer.directory or out_dir or "DIR"

@@ -58,7 +58,7 @@ class Display(Observer):
         head = sum(t.numel() for t in federation.initial.head.values())
         self.out.print(
             f"{config.method.name} on {federation.task.name}: {federation.clients} clients, "
-            f"{len(federation.train.data)} training and {len(federation.test.data)} test examples, "
+            f"{federation.training_examples} training and {len(federation.test.data)} test examples, "
             f"{len(federation.initial.sites)} sites, {adapter:,} adapter and {head:,} head parameters, "
             f"{federation.group_size} clients at a time on {federation.base.device}",
             soft_wrap=True,
@@ -78,10 +78,9 @@ class Display(Observer):
         if "accuracy" in record:
             parts.append(f"accuracy {record['accuracy']:.4f}")
         if "aggregation_error_relative" in record:
-            parts.append(
-                f"error {record['aggregation_error_relative']:.3f} "
-                f"(unaligned {record['aggregation_error_relative_unaligned']:.3f})"
-            )
+            plain = record.get("aggregation_error_relative_unaligned")
+            told = "" if plain is None else f" (unaligned {plain:.3f})"
+            parts.append(f"error {record['aggregation_error_relative']:.3f}{told}")
         parts.append(f"{record['client_steps'] / record['training_seconds']:.1f} client-steps/s")
         if record["dropped"]:
             parts.append(f"{record['dropped']} dropped out")

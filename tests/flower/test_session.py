@@ -63,6 +63,38 @@ def test_a_client_that_raises_is_dropped_with_the_reason(
     assert sum("no memory left" in note for note in heard.notes) == 2
 
 
+def test_the_report_names_why_a_client_was_lost_and_draws_no_line_that_was_not_measured(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Worker.handle
+
+    def handle(self: Worker, message_type: str, content: Any) -> Any:
+        if self.settings.name == "node-2" and message_type == "train":
+            raise MemoryError("no memory left")
+        return original(self, message_type, content)
+
+    monkeypatch.setattr(Worker, "handle", handle)
+    config = small(output__report=True, federation__rounds=3)
+    result = run(config, out=tmp_path / "run")
+    assert result.records[0]["aggregation_error_relative_unaligned"] > 0, "round 1 is not rotated"
+    assert "aggregation_error_relative_unaligned" not in result.records[1]
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "client 2 (node &#39;node-2&#39;: MemoryError: no memory left)" in page
+
+
+def test_the_command_line_shows_a_run_over_flower(small: Small, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from fedrot.cli import app
+
+    config = small(engine__name="local")
+    (tmp_path / "recipe.toml").write_text(config.to_toml(), "utf-8")
+    arguments = ["run", str(tmp_path / "recipe.toml"), "--engine", "flower", "--out", str(tmp_path / "run")]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "round 2/2" in shown.output
+
+
 def poisoned(record: ArrayRecord, change: Callable[[np.ndarray], np.ndarray]) -> ArrayRecord:
     first = next(iter(record))
     return ArrayRecord(

@@ -89,13 +89,16 @@ def error_chart(run: Run) -> Chart | str:
     differ = any(abs(y - by_round.get(x, y)) > 1e-6 * abs(y) for x, y in plain)
     label, other = ("aligned", "without alignment") if turning else ("broadcast", "plain averaging")
     lines = [Line(label, ours, 0)]
-    if plain and (turning or differ):
+    measured = any(math.isfinite(y) for _, y in plain)
+    if measured and (turning or differ):
         lines.append(Line(other, plain, 1, "dashed", "s"))
     positive = [y for line in lines for _, y in line.points if math.isfinite(y) and y > 0]
     log = bool(positive) and max(positive) / min(positive) > 20
     zeros = any(y == 0 for line in lines for _, y in line.points)
     caption = "Distance of what was broadcast from the clients' ideal mean update, relative to that update."
-    if len(lines) == 1:
+    if turning and not measured:
+        caption += " Updates as they were before alignment stay with the nodes, so there is one line."
+    elif len(lines) == 1:
         caption += " Nothing was rotated, and what was broadcast is the plain average: there is one line."
     if log and zeros:
         caption += (

@@ -226,7 +226,11 @@ def _events(records: Sequence[Record]) -> list[list[str]]:
             words = "; ".join(
                 part for part in (words, f"{rejected - len(reasons)} without a recorded reason") if part
             )
-        absent = ", ".join(f"client {client}" for client in record.get("dropped_clients") or ())
+        lost: Mapping[str, Any] = record.get("lost_clients") or {}
+        absent = ", ".join(
+            f"client {client}" + (f" ({lost[str(client)]})" if str(client) in lost else "")
+            for client in record.get("dropped_clients") or ()
+        )
         late: Mapping[str, Any] = record.get("stale_clients") or {}
         behind = ", ".join(f"client {client} ({lag})" for client, lag in late.items())
         told = (words, absent and f"dropped out: {absent}", behind and f"stale, by rounds: {behind}")

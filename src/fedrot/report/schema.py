@@ -70,6 +70,8 @@ def check_record(value: Any, path: Path, position: int) -> Record:
         raise refuse("rejected_clients", rejected, "an object of client to reason")
     if not isinstance(dropped := value.get("dropped_clients") or [], list):
         raise refuse("dropped_clients", dropped, "a list of clients")
+    if not isinstance(lost := value.get("lost_clients") or {}, dict):
+        raise refuse("lost_clients", lost, "an object of client to reason")
     if not isinstance(stale := value.get("stale_clients") or {}, dict):
         raise refuse("stale_clients", stale, "an object of client to rounds")
     return value
