@@ -47,14 +47,13 @@ def changed(array: Array, **facts: object) -> Array:
     [
         (lambda a: changed(a, stype="pickle"), "in 'pickle', expected float32"),
         (lambda a: changed(a, data=a.data[:-4]), "holds|bytes long"),
-        (lambda a: changed(a, data=a.data + b"\0" * 4), "holds"),
+        (lambda a: changed(a, data=a.data + b"\0" * 4), "bytes long"),
         (lambda a: changed(a, data=b"\0" * len(a.data)), "not in NumPy's format"),
         (lambda a: changed(a, data=a.data + b"\0" * 10_000), "bytes long, expected 24"),
         (lambda a: changed(Array(np.zeros((3, 2), np.float32)), shape=(2, 3)), r"holds float32 \(3, 2\)"),
         (lambda a: changed(Array(np.zeros((2, 3), np.int32)), dtype="float32"), "holds int32"),
-        (lambda a: changed(Array(np.asfortranarray(np.zeros((2, 3), np.float32)))), "holds"),
     ],
-    ids=["pickle", "short", "long", "garbage", "far too long", "shape", "type", "order"],
+    ids=["pickle", "short", "long", "garbage", "far too long", "shape", "type"],
 )
 def test_an_array_that_is_not_what_it_says_is_refused(change: Callable[[Array], Array], said: str) -> None:
     record = to_arrays(TENSORS)
