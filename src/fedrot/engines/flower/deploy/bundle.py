@@ -1,11 +1,12 @@
 """The one Flower app that fedrot ever submits: a `pyproject.toml` and no code. The recipe travels as its configuration.
 
-What it holds depends on the version of fedrot alone, so a warm node can tell it from any other app, and it runs its own
+Its bytes depend on the version of fedrot alone, so a warm node can tell it from any other app, and it runs its own
 installed fedrot instead of anything that came in the bundle.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import io
 import zipfile
@@ -15,8 +16,6 @@ VERSION = importlib.metadata.version("fedrot")
 
 RECIPE, OUT, RESUME = "recipe", "out", "resume"
 """Keys of the app's `run_config`: the recipe in TOML, the run directory on the server, whether to go on with it."""
-
-_LARGEST = 2**16
 
 _PYPROJECT = """
 [project]
@@ -42,23 +41,19 @@ resume = false
 
 @cache
 def bundle() -> bytes:
-    """The app as a FAB, Flower's archive."""
-    from flwr.cli.build import build_fab_from_files
+    """The app as a FAB, Flower's archive: its file, and a list of files with digests and sizes in bits.
 
-    text = _PYPROJECT.format(version=VERSION)
-    return build_fab_from_files({"pyproject.toml": text.encode()})[0]
-
-
-def is_ours(fab: bytes) -> bool:
-    """Whether a FAB is the app of this version of fedrot and holds nothing else. Compression may differ."""
-    try:
-        return _contents(fab) == _contents(bundle())
-    except (zipfile.BadZipFile, ValueError):
-        return False
+    Uncompressed and undated, so that every machine writes the same bytes.
+    """
+    project = _PYPROJECT.format(version=VERSION).encode()
+    content = f"pyproject.toml,{hashlib.sha256(project).hexdigest()},{8 * len(project)}".encode()
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo("pyproject.toml"), project)
+        archive.writestr(zipfile.ZipInfo(".info/CONTENT"), content)
+    return written.getvalue()
 
 
-def _contents(fab: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(fab)) as archive:
-        if sum(item.file_size for item in archive.infolist()) > _LARGEST:
-            raise ValueError("larger than the app can be")
-        return {item.filename: archive.read(item) for item in archive.infolist()}
+def bundle_hash() -> str:
+    """The SHA-256 by which Flower names the app."""
+    return hashlib.sha256(bundle()).hexdigest()

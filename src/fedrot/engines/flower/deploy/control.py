@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.interceptors.http.utils import add_headers
 
-from fedrot.engines.flower.deploy.bundle import OUT, bundle
+from fedrot.engines.flower.deploy.bundle import OUT, bundle, bundle_hash
 from fedrot.engines.flower.deploy.gate import TOKEN_HEADER
 from fedrot.engines.flower.deploy.layout import Server
 from fedrot.errors import ConfigError, OutputError
@@ -95,7 +94,7 @@ class Control:
         Raises:
             OutputError: the server did not take it.
         """
-        fab = fab_to_proto(Fab(hashlib.sha256(bundle()).hexdigest(), bundle(), {}))
+        fab = fab_to_proto(Fab(bundle_hash(), bundle(), {}))
         request = StartRunRequest(fab=fab, override_config=user_config_to_proto(dict(config)))
         answer = self._client.StartRun(request)
         if not answer.HasField("run_id"):

@@ -12,7 +12,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from fedrot.engines.flower.deploy.bundle import VERSION, is_ours
+from fedrot.engines.flower.deploy.bundle import VERSION, bundle
 from fedrot.engines.flower.deploy.runtime import Runtime, Task
 from fedrot.engines.flower.deploy.warm import GaveUp, WarmWorker, WorkerFailed
 
@@ -53,7 +53,7 @@ class Executor:
 
     def _answer(self, client: RuntimeHttpClient, task: Task) -> None:
         message, context, _, fab = pull_task_input(client)
-        if is_ours(fab.content):
+        if fab.content == bundle():
             reply, failed = self._work(message)
         else:
             failed = (

@@ -1,163 +1,29 @@
-"""`fedrot deploy superlink`: Flower's SuperLink behind the gate, the nodes' keys, and a process for every server app.
-
-Flower's own launcher of server apps passes their tokens as arguments, which every user of the machine can read, so
-fedrot claims and starts them itself.
-"""
+"""`fedrot deploy superlink`. Mistakes in the folder are told before Flower is imported, which takes seconds."""
 
 from __future__ import annotations
 
-import json
-import secrets
-import signal
-import sys
-import time
 from pathlib import Path
 
-import httpx
-from flwr.supercore.constant import TaskType
-
-from fedrot.engines.flower.deploy.connect import split
-from fedrot.engines.flower.deploy.control import Control, control
-from fedrot.engines.flower.deploy.layout import Server, load_server, private_folder
-from fedrot.engines.flower.deploy.pki import check_certificate, read_public_key, write_secret
-from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, readable
-from fedrot.engines.flower.deploy.runtime import Runtime
-from fedrot.errors import ConfigError, OutputError
+from fedrot.engines.flower.deploy.layout import Server, load_server
+from fedrot.engines.flower.deploy.pki import check_certificate, read_public_key
+from fedrot.errors import ConfigError
 
 
-class Supervisor:
-    """Runs a server until it is told to stop."""
+def run_superlink(directory: Path) -> None:
+    """Run the server of a folder until it is told to stop.
 
-    def __init__(self, server: Server) -> None:
-        """Check certificates and keys.
+    Raises:
+        ConfigError: a setting, certificate or key that cannot be used, or two nodes with one key.
+        OutputError: the SuperLink ended by itself.
+    """
+    server = load_server(directory)
+    check_certificate(server.ca)
+    check_certificate(server.certificate)
+    keys = node_keys(server)
 
-        Raises:
-            ConfigError: one that cannot be used, or two nodes with one key.
-        """
-        check_certificate(server.ca)
-        check_certificate(server.certificate)
-        self._server = server
-        self._keys = node_keys(server)
-        self._env = environment(private_folder(server.state) / "flwr")
-        self._apps: dict[int, Child] = {}
-        """The processes of runs."""
-        self._stop = False
+    from fedrot.engines.flower.deploy.server_supervisor import ServerSupervisor
 
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT.
-
-        Raises:
-            OutputError: the SuperLink ended by itself. Runs can be resumed once it is back.
-        """
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._end)
-        server = self._server
-        port, secret, token = (
-            server.file.control_port or free_port(),
-            secrets.token_bytes(32),
-            secrets.token_hex(32),
-        )
-        address = f"127.0.0.1:{port}"
-        server.control.unlink(missing_ok=True)
-        write_secret(server.control, json.dumps({"address": address, "token": token}).encode())
-        superlink = self._start(port, secret, token)
-        runtime = Runtime(address, secret, server.ca.read_bytes())
-        try:
-            self._register(superlink)
-            while superlink.running() and not self._stop:
-                self._step(runtime, address)
-                time.sleep(server.file.poll)
-        finally:
-            for child in self._apps.values():
-                child.stop()
-            runtime.close()
-            alone = not self._stop and not superlink.running()
-            superlink.stop()
-            server.control.unlink(missing_ok=True)
-        if alone:
-            raise OutputError(
-                f"the SuperLink {superlink.ended()}; start it again, then go on with `fedrot deploy run --resume`"
-            )
-
-    def _start(self, port: int, secret: bytes, token: str) -> Child:
-        server = self._server
-        host, outer = split(server.file.listen)
-        arguments = ["--ssl-ca-certfile", str(server.ca), "--ssl-certfile", str(server.certificate)]
-        arguments += ["--ssl-keyfile", str(server.key), "--enable-supernode-auth"]
-        arguments += ["--database", str(server.state / "superlink.db"), "--isolation", "process"]
-        arguments += ["--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)]
-        given = {
-            "host": host,
-            "port": outer,
-            "token": token,
-            "limit": server.file.request_limit_mb * 2**20,
-        }
-        line = json.dumps(given).encode() + b"\n"
-        with readable(secret) as descriptor:
-            arguments += ["--superexec-auth-secret-file", f"/dev/fd/{descriptor}"]
-            command = module("superlink_main", *arguments)
-            return Child("superlink", command, self._env, pass_fds=[descriptor], given=line, told=_pass_on)
-
-    def _register(self, superlink: Child) -> None:
-        """Let in the nodes whose keys lie in `keys/`, and no others."""
-        until = time.monotonic() + 60
-        while superlink.running() and not self._stop and time.monotonic() < until:
-            try:
-                with control(self._server) as interface:
-                    register(interface, self._keys)
-            except ConfigError:
-                time.sleep(0.1)
-            else:
-                self._say(
-                    f"nodes may connect to {self._server.file.listen}: {', '.join(self._keys) or 'none yet'}"
-                )
-                return
-
-    def _step(self, runtime: Runtime, address: str) -> None:
-        """Start the server app of a submitted run, and clear away those that ended."""
-        for run, child in list(self._apps.items()):
-            if not child.running():
-                self._say(f"run {run} {child.ended()}")
-                child.stop()
-                del self._apps[run]
-        try:
-            task = runtime.acquire(TaskType.SERVER_APP)
-        except httpx.HTTPStatusError as error:
-            self._say(f"the SuperLink refused to hand out runs ({error})")
-            return
-        if task is None:
-            return
-        server = self._server
-        private_folder(server.log(task.run).parent)
-        private_folder(server.outcome(task.run).parent)
-        log = server.log(task.run)
-
-        def told(line: str) -> None:
-            with log.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-        given = {
-            "address": address,
-            "ca": str(server.ca),
-            "token": task.token,
-            "outcome": str(server.outcome(task.run)),
-        }
-        self._say(f"starting run {task.run}; its log is {log}")
-        line = json.dumps(given).encode() + b"\n"
-        child = Child(f"run {task.run}", module("serverapp_main"), self._env, given=line, told=told)
-        self._apps[task.run] = child
-
-    def _end(self, *_: object) -> None:
-        self._stop = True
-
-    def _say(self, line: str) -> None:
-        print(f"[server] {line}", file=sys.stderr, flush=True)
-
-
-def _pass_on(line: str) -> None:
-    """All lines but those that Flower writes each time it is asked how things stand."""
-    if not line.endswith(("ControlServicer.ListRuns", "ControlServicer.ListNodes")):
-        print(f"[superlink] {line}", file=sys.stderr, flush=True)
+    ServerSupervisor(server, keys).run()
 
 
 def node_keys(server: Server) -> dict[str, bytes]:
@@ -176,23 +42,3 @@ def node_keys(server: Server) -> dict[str, bytes]:
                 )
         keys[path.stem] = key
     return keys
-
-
-def register(interface: Control, keys: dict[str, bytes]) -> None:
-    """Make the registered nodes those of `keys`: new ones are added, others removed."""
-    known = {node.public_key: node for node in interface.nodes()}
-    for name, key in keys.items():
-        if key not in known:
-            interface.register(name, key)
-    for key, node in known.items():
-        if key not in keys.values():
-            interface.unregister(node.id)
-
-
-def run_superlink(directory: Path) -> None:
-    """Run the server of a folder until it is told to stop.
-
-    Raises:
-        ConfigError, OutputError: as `load_server` and `Supervisor` do.
-    """
-    Supervisor(load_server(directory)).run()
