@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from fedrot.engines.flower.deploy.process import environment
 from fedrot.engines.flower.deploy.warm import GaveUp, WarmWorker, WorkerFailed
 from fedrot.engines.flower.node import NodeSettings
+from fedrot.engines.flower.packing import from_bytes, to_bytes
 
 ROOT = Path(__file__).parents[2]
 HANDLER = "tests.flower.handlers:Obliging"
@@ -42,7 +43,7 @@ def worker(env: dict[str, str]) -> Iterator[WarmWorker]:
 
 
 def ask(worker: WarmWorker, kind: str, content: RecordDict | None = None) -> Any:
-    return worker.ask(kind, content or RecordDict(), never)["answer"]
+    return from_bytes(worker.ask(kind, to_bytes(content or RecordDict()), never), "the worker")["answer"]
 
 
 def gone(pid: int) -> bool:
@@ -68,7 +69,7 @@ def test_one_process_answers_all_messages(worker: WarmWorker):
 def test_arrays_come_through_as_they_are(worker: WarmWorker):
     sent = np.arange(300_000, dtype=np.float32).reshape(300, 1000)
     content = RecordDict({"a": ArrayRecord({"x": Array(sent)})})
-    got = worker.ask("train", content, never).array_records["a"]["x"].numpy()
+    got = from_bytes(worker.ask("train", to_bytes(content), never), "").array_records["a"]["x"].numpy()
     assert got.dtype == np.float32
     assert (got == sent).all()
 
@@ -105,7 +106,7 @@ def test_a_worker_that_dies_between_two_messages_is_started_again(worker: WarmWo
 def test_an_answer_that_nobody_waits_for_is_dropped(worker: WarmWorker):
     ask(worker, "train")
     with pytest.raises(GaveUp):
-        worker.ask("slow", RecordDict(), lambda: True)
+        worker.ask("slow", b"", lambda: True)
     assert ask(worker, "train")["handled"] == 3
 
 
@@ -118,7 +119,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_busy_loop(env: dict[st
         ask(worker, "train")
     assert worker.pid is None  # the third start waits
     with pytest.raises(GaveUp):
-        worker.ask("train", RecordDict(), lambda: True)
+        worker.ask("train", b"", lambda: True)
     worker.stop()
 
 

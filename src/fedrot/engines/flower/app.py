@@ -15,6 +15,7 @@ from fedrot.config import RunConfig, parse_config
 from fedrot.engines.flower.blocks import blocks
 from fedrot.engines.flower.messages import FACTS
 from fedrot.engines.flower.node import NodeSettings, load_node
+from fedrot.engines.flower.packing import PackedGrid, pack, packed, to_bytes, unpack
 from fedrot.engines.flower.worker import Worker
 from fedrot.errors import ConfigError
 
@@ -32,8 +33,10 @@ def client_app(worker_of: WorkerOf) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
+        arrived = message.content
+        message.content = unpack(arrived, "the server")
         content = worker_of(message, context).handle(message.metadata.message_type, message.content)
-        return Message(content, reply_to=message)
+        return Message(content if packed(arrived) is None else pack(to_bytes(content)), reply_to=message)
 
     app.query("hello")(handle)
     app.train()(handle)
@@ -107,7 +110,7 @@ def main(grid: Grid, context: Context) -> None:
     The run's configuration holds `recipe`, its TOML text; `out`, the absolute path of the run directory; and `resume`.
     """
     from fedrot.engines.flower.run import run_over
-    from fedrot.engines.observer import Observer
+    from fedrot.engines.flower.spoken import Spoken
     from fedrot.rundir import RunDirectory
 
     text, out = context.run_config.get("recipe"), str(context.run_config.get("out", ""))
@@ -123,4 +126,4 @@ def main(grid: Grid, context: Context) -> None:
     else:
         run = RunDirectory(out)
         run.check_free()
-    run_over(grid, config, run, Observer(), resume=resume)
+    run_over(PackedGrid(grid), config, run, Spoken(), resume=resume)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.constant import TaskType
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -15,6 +15,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from fedrot.engines.flower.deploy.bundle import VERSION, bundle
 from fedrot.engines.flower.deploy.runtime import Runtime, Task
 from fedrot.engines.flower.deploy.warm import GaveUp, WarmWorker, WorkerFailed
+from fedrot.engines.flower.packing import pack, packed
 
 
 class TaskLost(Exception):
@@ -67,13 +68,15 @@ class Executor:
         push_task_output(client, context, SubStatus.FAILED if failed else SubStatus.COMPLETED, failed)
 
     def _work(self, message: Message) -> tuple[Message, str]:
-        content: RecordDict = message.content
+        body = packed(message.content)
         try:
-            answer = self._worker.ask(message.metadata.message_type, content, self._given_up)
+            if body is None:
+                raise WorkerFailed("a message that fedrot did not pack")
+            answer = self._worker.ask(message.metadata.message_type, body, self._given_up)
         except WorkerFailed as error:
             told = f"node {self._node!r}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told), reply_to=message), told
-        return Message(answer, reply_to=message), ""
+        return Message(pack(answer), reply_to=message), ""
 
 
 __all__ = ["Executor", "GaveUp", "TaskLost"]

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from flwr.app import RecordDict
-
 from fedrot.engines.flower.deploy.channel import ChannelClosed, receive, send
 from fedrot.engines.flower.deploy.process import Child, module
 from fedrot.engines.flower.node import NodeSettings
@@ -48,14 +46,14 @@ class WarmWorker:
             command = module("worker_main", str(there.fileno()), self._handler)
             self._child = Child("worker", command, self._env, pass_fds=[there.fileno()])
         self._end, self._owed = here, 1  # it says when it is ready
-        self._say({"node": asdict(self._settings)}, None)
+        self._say({"node": asdict(self._settings)})
 
-    def ask(self, message_type: str, content: RecordDict, given_up: Callable[[], bool]) -> RecordDict:
-        """The worker's answer.
+    def ask(self, message_type: str, body: bytes, given_up: Callable[[], bool]) -> bytes:
+        """The bytes of the worker's answer.
 
         Args:
             message_type: of the message.
-            content: of the message.
+            body: the bytes of its records.
             given_up: asked a few times a second whether anybody still waits.
 
         Raises:
@@ -69,7 +67,7 @@ class WarmWorker:
                 if receive(self._end, given_up) is None:
                     raise GaveUp
                 self._owed -= 1
-            send(self._end, {"type": message_type}, content)
+            send(self._end, {"type": message_type}, body)
             self._owed += 1
             frame = receive(self._end, given_up)
         except ChannelClosed:
@@ -116,9 +114,9 @@ class WarmWorker:
             self.start()
         return f"the worker process {how}; it is started again"
 
-    def _say(self, header: dict[str, object], content: RecordDict | None) -> None:
+    def _say(self, header: dict[str, object]) -> None:
         assert self._end is not None
         try:
-            send(self._end, header, content)
+            send(self._end, header)
         except ChannelClosed:
             self.check()

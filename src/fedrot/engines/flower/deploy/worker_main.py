@@ -17,6 +17,7 @@ from flwr.app import RecordDict
 from fedrot.engines.flower.deploy.channel import ChannelClosed, receive, send
 from fedrot.engines.flower.deploy.process import tether
 from fedrot.engines.flower.node import NodeSettings
+from fedrot.engines.flower.packing import from_bytes, to_bytes
 from fedrot.errors import FedrotError
 
 
@@ -41,9 +42,9 @@ def serve(end: socket.socket, build: Callable[[NodeSettings], Handler]) -> None:
         handler = build(NodeSettings(**{**settings, "clients": tuple(settings["clients"])}))
         send(end, {"ready": True})
         while (frame := receive(end)) is not None:
-            header, content = frame
+            header, body = frame
             try:
-                answer = handler.handle(header["type"], content)
+                answer = to_bytes(handler.handle(header["type"], from_bytes(body, "the server")))
             except FedrotError as error:
                 send(end, {"error": str(error), "kind": type(error).__name__})
             except Exception as error:
