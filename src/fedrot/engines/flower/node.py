@@ -102,7 +102,7 @@ class NodeFile(Section):
     state: str = "state"
     """Folder for what the node writes."""
     poll: float = Field(default=0.2, ge=0.05, le=60)
-    """Seconds between two questions to the server while there is nothing to do."""
+    """Seconds between two questions to the server in a run; after a minute without messages there are three."""
 
     @model_validator(mode="after")
     def _consistent(self) -> NodeFile:

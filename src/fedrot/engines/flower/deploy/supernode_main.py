@@ -1,4 +1,4 @@
-"""Flower's own `flower-supernode`, polling more often than every 3 seconds.
+"""Flower's own `flower-supernode`, asking for messages more often than every 3 seconds while there are some.
 
 Run as `python -m fedrot.engines.flower.deploy.supernode_main POLL ARGUMENT...`; the arguments are Flower's.
 """
@@ -11,16 +11,23 @@ from typing import Any
 
 from fedrot.engines.flower.deploy.process import tether
 
+ALERT = 60.0
+"""Seconds after its last message in which a node asks often; then at Flower's own pace, to spare the server."""
+
 
 class Impatient:
-    """The module `time` for Flower's loop, with sleeps cut short: it has no option for them."""
+    """The module `time` for Flower's loop, which has no option for how long it sleeps."""
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
+        self._worked = time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but not long."""
-        time.sleep(min(seconds, self._longest))
+        """Sleep, but not long. Flower sleeps 3 seconds without a message, half a one while it waits for an answer."""
+        if seconds < 1:
+            self._worked = time.monotonic()
+        alert = time.monotonic() - self._worked < ALERT
+        time.sleep(min(seconds, self._longest) if alert else seconds)
 
     def __getattr__(self, name: str) -> object:
         return getattr(time, name)
