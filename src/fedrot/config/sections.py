@@ -216,6 +216,27 @@ class ServerConfig(Section):
         return self.lr if self.lr is not None else (1.0 if self.optimizer == "avgm" else 0.01)
 
 
+class PrivacyConfig(Section):
+    """Differential privacy of whole clients; see [Privacy](privacy.md)."""
+
+    mechanism: Literal["none", "central", "local"] = "none"
+    """`central`: clients clip, the server adds noise to their sum, and is trusted. `local`: every client adds noise to
+    its own message, and nobody else is trusted."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest L2 norm of a client's update: all it uploads minus what it received, over all sites and the head."""
+    noise: float = Field(default=1.0, ge=0)
+    """Standard deviation of the noise in every number, over `clip`. With 0 updates are clipped and nothing is promised.
+    """
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """The probability with which the promise may fail; well below 1 / clients."""
+    adjacency: Literal["replace-one", "zero-out"] = "replace-one"
+    """What is hidden of one client: which of any two data sets it has, or (a weaker promise, with half the sensitivity)
+    whether its updates are its own or zero."""
+    noise_source: Literal["system", "seed"] = "system"
+    """Where noise comes from: the operating system's secure source, or the recipe's seed, which makes a simulation
+    repeatable and protects from nobody who knows the seed."""
+
+
 class EngineConfig(Section):
     """What runs the recipe."""
 
@@ -262,6 +283,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     federation: FederationConfig = FederationConfig()
     server: ServerConfig = ServerConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     engine: EngineConfig = EngineConfig()
     output: OutputConfig = OutputConfig()
 
