@@ -81,7 +81,10 @@ class Display(Observer):
             plain = record.get("aggregation_error_relative_unaligned")
             told = "" if plain is None else f" (unaligned {plain:.3f})"
             parts.append(f"error {record['aggregation_error_relative']:.3f}{told}")
-        parts.append(f"{record['client_steps'] / record['training_seconds']:.1f} client-steps/s")
+        if record.get("epsilon") is not None:
+            parts.append(f"epsilon {record['epsilon']:.3g}")
+        if "client_steps" in record:
+            parts.append(f"{record['client_steps'] / record['training_seconds']:.1f} client-steps/s")
         if record["dropped"]:
             parts.append(f"{record['dropped']} dropped out")
         if record["rejected"]:
@@ -130,9 +133,10 @@ class LiveDisplay(Display):
     def finished(self, record: Mapping[str, Any]) -> None:
         assert self.overall is not None
         self.out.print(self.line(record), soft_wrap=True)
-        figures = []
-        if "loss" in record:  # else no client reported
-            figures = [f"loss {record['loss']:.4f}", f"error {record['aggregation_error_relative']:.3f}"]
+        # Without a loss no client reported, or none may tell.
+        figures = [f"loss {record['loss']:.4f}"] if "loss" in record else []
+        if "aggregation_error_relative" in record:
+            figures.append(f"error {record['aggregation_error_relative']:.3f}")
         if "accuracy" in record:
             self.accuracy = f"accuracy {record['accuracy']:.4f}"
         figures += [self.accuracy] if self.accuracy else []

@@ -144,7 +144,7 @@ def test_one_client_moves_the_mean_by_no_more_than_the_accounted_sensitivity(nam
 
     def mean(members: Sequence[Adapter]) -> Tensor:
         updates = [Update(client, adapter, 1.0) for client, adapter in enumerate(members)]
-        return flat(private_mean(method, updates, start, 2, spec, chosen, no_noise).adapter, keys)
+        return flat(private_mean(method, updates, start, 2, spec, chosen, no_noise).update.adapter, keys)
 
     worst_replace = worst_zero = 0.0
     for others in itertools.combinations_with_replacement(candidates, 2):
@@ -166,7 +166,7 @@ def test_weights_are_not_read_and_a_client_that_drops_out_counts_as_no_change() 
     keys = travelling(method, start, 2)
     one = train(method, start, 1)
     updates = [Update(3, one, 1e6)]
-    alone = private_mean(method, updates, start, 2, settings(clip=1e6, noise=0.0), 4, no_noise).adapter
+    alone = private_mean(method, updates, start, 2, settings(clip=1e6, noise=0.0), 4, no_noise).update.adapter
     change, whole = flat(alone, keys) - flat(start, keys), flat(one, keys) - flat(start, keys)
     torch.testing.assert_close(change, whole / 4, rtol=1e-4, atol=1e-6)
 
@@ -177,7 +177,7 @@ def test_noise_stays_the_same_when_clients_drop_out() -> None:
     updates = [Update(c, train(method, start, c), 1.0) for c in range(4)]
     for count in (0, 1, 4):
         noisy, clean = (
-            flat(private_mean(method, updates[:count], start, 2, spec, 4, noise).adapter, keys)
+            flat(private_mean(method, updates[:count], start, 2, spec, 4, noise).update.adapter, keys)
             for noise in (seeded_noise(5, 2), no_noise)
         )
         if count == 0:
@@ -220,7 +220,9 @@ def test_the_server_clips_what_a_client_did_not() -> None:
     method, start = make(), received()
     keys = travelling(method, start, 2)
     wild = train(method, start, 1, drift=1e4)
-    mean = private_mean(method, [Update(0, wild, 1.0)], start, 2, settings(clip=0.5), 1, no_noise).adapter
+    mean = private_mean(
+        method, [Update(0, wild, 1.0)], start, 2, settings(clip=0.5), 1, no_noise
+    ).update.adapter
     assert float((flat(mean, keys) - flat(start, keys)).norm()) <= 0.5 * (1 + 1e-4)
 
 
@@ -229,7 +231,7 @@ def test_the_mean_does_not_depend_on_the_order_of_arrival() -> None:
     updates = [Update(c, train(method, start, c), 1.0) for c in range(5)]
     results = [
         flat(
-            private_mean(method, order, start, 2, settings(), 5, seeded_noise(1, 2)).adapter,
+            private_mean(method, order, start, 2, settings(), 5, seeded_noise(1, 2)).update.adapter,
             ["head/classifier.weight"],
         )
         for order in (updates, updates[::-1])
@@ -247,7 +249,7 @@ def test_without_noise_and_with_a_wide_clip_the_private_mean_is_the_mean() -> No
     method, start = make("fedrot"), received()
     uploads = group(method, start)
     updates = [Update(c, uploads.select(c), 1.0) for c in range(5)]
-    ours = private_mean(method, updates, start, 2, settings(clip=1e9, noise=0.0), 5, no_noise).adapter
+    ours = private_mean(method, updates, start, 2, settings(clip=1e9, noise=0.0), 5, no_noise).update.adapter
     plain = weighted_mean([update.adapter for update in updates], [1.0] * 5)
     for key, tensor in ours.tensors().items():
         torch.testing.assert_close(tensor, plain.tensors()[key], rtol=1e-5, atol=1e-6)

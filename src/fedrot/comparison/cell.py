@@ -106,24 +106,25 @@ def figures(records: Sequence[Mapping[str, Any]]) -> Json:
     """The numbers a cell is reported by, from its rounds.
 
     `final` is the last round, `best` the round whose validation accuracy was highest (the first of equals). The
-    aggregation error is the mean over rounds; loss is the training loss of the last round.
+    aggregation error is the mean over the rounds that recorded one; loss is the training loss of the last round. What
+    no round recorded is None.
     """
     evaluated = [record for record in records if "accuracy" in record]
     last = evaluated[-1]
     validated = [record for record in evaluated if "validation_accuracy" in record]
     best = max(validated, key=lambda r: (r["validation_accuracy"], -r["round"]), default=None)
     names = ("accuracy", "macro_f1", "local_accuracy", "eval_loss", "validation_accuracy", "validation_loss")
-    errors = {
-        name: math.fsum(record[key] for record in records) / len(records)
-        for name, key in (
-            ("error", "aggregation_error_relative"),
-            ("error_unaligned", "aggregation_error_relative_unaligned"),
-        )
-    }
+    errors: Json = {}
+    for name, key in (
+        ("error", "aggregation_error_relative"),
+        ("error_unaligned", "aggregation_error_relative_unaligned"),
+    ):
+        recorded = [record[key] for record in records if key in record]
+        errors[name] = math.fsum(recorded) / len(recorded) if recorded else None
     return {
         "final": {"round": last["round"]} | {name: last[name] for name in names if name in last},
         "best": None if best is None else {"round": best["round"], "accuracy": best["accuracy"]},
-        "loss": records[-1]["loss"],
+        "loss": records[-1].get("loss"),
         **errors,
         "bytes": sum(record["bytes_up"] + record["bytes_down"] for record in records),
         "seconds": math.fsum(record["seconds"] for record in records),

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from fedrot.engines.floor import floors
+from fedrot.engines.private import privacy_facts
 from fedrot.engines.setup import Federation
 from fedrot.engines.write import save_adapter, save_personal
 from fedrot.errors import OutputError
@@ -88,6 +89,7 @@ def _write_results(
         "best_validation_round": best["round"] if best else None,
         "best_validation": _final(best) if best else None,
         "probe": floor,
+        "privacy": privacy_facts(federation, state.round),
         "partition": {"counts": [] if federation.data_with_nodes else federation.label_counts().tolist()},
         "examples": {
             "train": federation.training_examples,

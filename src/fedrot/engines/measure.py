@@ -27,20 +27,19 @@ def measure(round: Round, before: ServerState, step: Step, *, full: bool) -> dic
         step: what the server made of them.
         full: every client took part in every round, so that what did not change need not be sent again.
     """
+    if not round.updates:
+        return nobody(round, before, full=full)
     weights = [update.weight for update in round.updates]
     sent = round.method.uploads(round.number)
     uploads = of_one_rank([update.adapter for update in round.updates], before.adapter, sent)
     error = _error(round, uploads, weights, step)
-    losses = [update.metrics["loss"] for update in round.updates]
     return {
-        "loss": sum(losses) / len(losses),
+        **_told(round),
         "aggregation_error": float(error.absolute),
         "aggregation_error_relative": float(error.relative),
         **_unaligned(round, before, sent, weights),
-        **_rotation(round),
         **step.state.method.numbers,
         **_residual(step),
-        "drift": sum(float(drift) for drift in round.drifts) / len(round.drifts),
         **(round.traffic or traffic(round, before, full=full)),
         **_clients(round),
     }
@@ -51,11 +50,23 @@ def nobody(round: Round, before: ServerState, *, full: bool) -> dict[str, Any]:
     return {**(round.traffic or traffic(round, before, full=full)), **_clients(round)}
 
 
+def _told(round: Round) -> dict[str, Any]:
+    """What clients measured and told; nothing where their privacy forbids it."""
+    if round.mechanism == "local":
+        return {}
+    losses = [update.metrics["loss"] for update in round.updates]
+    drifts = [float(drift) for drift in round.drifts]
+    return {"loss": sum(losses) / len(losses), "drift": sum(drifts) / len(drifts), **_rotation(round)}
+
+
 def _unaligned(
     round: Round, before: ServerState, sent: Trainable, weights: Sequence[float]
 ) -> dict[str, float]:
-    """The error that the updates would have had as trained; nothing where only aligned ones were seen."""
-    if not round.trained and round.sizes:
+    """The error that the updates would have had as trained; nothing where only aligned ones were seen.
+
+    Nothing with privacy either: what was trained was neither clipped nor noised, so the two would not compare.
+    """
+    if round.mechanism != "none" or (not round.trained and round.sizes):
         return {}
     trained = round.trained or [update.adapter for update in round.updates]
     plain = adapter_aggregation_error(of_one_rank(trained, before.adapter, sent), weights)
@@ -70,7 +81,8 @@ def _error(
 ) -> AggregationError:
     """The distance of what clients end up with, on average, from the mean of what they trained."""
     laws = round.method.laws
-    if laws.factor_mean and round.method.secure_aggregation and not laws.residual:
+    averaged = round.mechanism != "central"  # else the server's noise is a part of the error
+    if averaged and laws.factor_mean and round.method.secure_aggregation and not laws.residual:
         return adapter_aggregation_error(uploads, weights)
     broadcast = step.aggregated
     if laws.personal:  # what stays with the clients, on average
@@ -126,7 +138,7 @@ def _clients(round: Round) -> dict[str, Any]:
         "dropped_clients": list(part.dropped),
         **({"lost_clients": {str(c): why for c, why in sorted(round.lost.items())}} if round.lost else {}),
         "stale_clients": {str(client): lag for client, lag in sorted(part.lags.items())},
-        "client_steps": round.steps,
+        **({} if round.mechanism == "local" else {"client_steps": round.steps}),
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedrot.client import Trained
 from fedrot.core.adapter import Adapter
 from fedrot.core.diagnostics import drift
+from fedrot.errors import AdapterError
 from fedrot.methods import Method, Update, Upload
 from fedrot.participation import Participation
 
@@ -27,12 +28,20 @@ class Round:
         messages: one uploaded adapter of every rank, whose size is that of all of that rank.
         lost: clients that were to report and did not, with the reason.
         traffic: bytes of the messages that really travelled, where they did.
+        mechanism: of the recipe's privacy. With `local` clients tell nothing but their uploads: no loss, no drift, no
+            rotation, no steps, and not whether training failed.
     """
 
     def __init__(
-        self, method: Method, number: int, participation: Participation, ranks: Sequence[int | None]
+        self,
+        method: Method,
+        number: int,
+        participation: Participation,
+        ranks: Sequence[int | None],
+        mechanism: str = "none",
     ) -> None:
         self.method = method
+        self.mechanism = mechanism
         self.number = number
         self.participation = participation
         self.updates: list[Update] = []
@@ -72,6 +81,10 @@ class Round:
             weights: of the clients, unnormalised.
             steps: local steps of all of them together.
         """
+        if self.mechanism == "local":
+            for index, client in enumerate(trained.clients):
+                self.receive(Update(client, upload.adapter.select(index), weights[index]), {})
+            return
         finite = (trained.finite & upload.adapter.finite(stacked=True)).tolist()
         losses = trained.loss.tolist()
         for index, client in enumerate(trained.clients):
@@ -97,9 +110,21 @@ class Round:
 
         Args:
             update: checked against what was expected; one with a number that is not finite is rejected.
-            told: `steps`, `drift` and, if the client rotated, `rotation`, `rotation_angle`, `degenerate` and `flips`.
+            told: `steps`, `drift` and, if the client rotated, `rotation`, `rotation_angle`, `degenerate` and `flips`;
+                nothing with mechanism `local`.
         """
         self.messages.setdefault(self.ranks[update.client], update.adapter)
+        if self.mechanism == "local":
+            if told or update.metrics:
+                raise AdapterError(
+                    f"client {update.client} sent {', '.join(sorted({*told, *update.metrics}))} with its update: with "
+                    "privacy.mechanism = 'local' nothing else may leave it; does it run the same version of fedrot?"
+                )
+            if bool(update.adapter.finite()):
+                self.updates.append(update)
+            else:
+                self.rejected[update.client] = "non-finite update"
+            return
         self.steps += int(told["steps"])
         finite = all(math.isfinite(value) for value in (*told.values(), *update.metrics.values()))
         if not (finite and bool(update.adapter.finite())):

@@ -15,6 +15,7 @@ from fedrot.engines.evaluation import evaluate_state
 from fedrot.engines.finish import finish, probe
 from fedrot.engines.measure import measure, nobody
 from fedrot.engines.observer import Observer
+from fedrot.engines.private import spent, to_aggregate
 from fedrot.engines.round import Round
 from fedrot.engines.setup import Federation
 from fedrot.errors import TrainingError
@@ -104,30 +105,31 @@ def run_round(federation: Federation, state: ServerState, train: Train) -> tuple
     """One round: choose clients, let them train, aggregate what they sent, evaluate."""
     started, config, number = time.perf_counter(), federation.config, state.round + 1
     part = participate(config.federation, config.seed, number, federation.clients, len(state.history))
-    round = Round(federation.method, number, part, federation.ranks)
+    round = Round(federation.method, number, part, federation.ranks, config.privacy.mechanism)
     train(state, round)
     if not round.count:
         after, record = skip_round(state), nobody(round, state, full=federation.full)
-    elif not round.updates:
+    elif not round.updates and config.privacy.mechanism != "central":
         reasons = ", ".join(f"client {client}: {why}" for client, why in round.rejected.items())
         raise TrainingError(
             f"round {number}: every client was rejected ({reasons}); the state after round {state.round} is kept; "
             "lower train.lr, or set train.clip"
         )
     else:
+        updates, told = to_aggregate(federation, state, round)
         step = aggregate(
             federation.method,
             state,
-            round.updates,
+            updates,
             history=config.federation.stale_rounds if config.federation.stale else 0,
             residual_rank=config.lora.residual_rank,
             optimizer=federation.optimizer,
         )
-        after, record = step.state, measure(round, state, step, full=federation.full)
+        after, record = step.state, measure(round, state, step, full=federation.full) | told
         if config.output.diagnostics:
             record |= diagnose_round(round, state.broadcast(federation.method.reference_lag), config.train.lr)
     training = time.perf_counter() - started
-    record = {"round": number, **record}
+    record = {"round": number, **record, **spent(federation, number)}
     if number % config.federation.evaluate_every == 0 or number == config.federation.rounds:
         record |= evaluate_state(federation, after)
     federation.model.unload()

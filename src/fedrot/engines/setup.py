@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ from fedrot.methods.server_optimizer import ServerOptimizer
 from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
 from fedrot.participation import deal_ranks
 from fedrot.partition import Partition, partition
+from fedrot.privacy import Accountant, check_delta, check_privacy
 from fedrot.stacked import StackedModel
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.classify import load_task
@@ -83,6 +85,12 @@ class Federation:
             tau=server.tau,
         )
 
+    @cached_property
+    def accountant(self) -> Accountant:
+        """Of the recipe's privacy."""
+        config = self.config
+        return Accountant(config.privacy, config.seed, self.clients, config.federation.fraction)
+
     @property
     def weights(self) -> list[float]:
         """Every client's unnormalised aggregation weight."""
@@ -135,6 +143,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     """
     method = build(config.method.name, config.method.options, config.seed)
     _check_support(config, method)
+    check_privacy(config, method)
     choose_device(config.train.device)
     shared = shared or Shared()
     apart = config.task.data == NODES
@@ -142,6 +151,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     task = shared.get("task", task_key(config), lambda: load(config.task, config.seed))
     clients = config.federation.clients
     shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
+    check_delta(config.privacy, len(shares.rows))
     ranks = deal_ranks(config.lora, len(shares.rows), config.seed)
     parts = assemble(config, task.labels, shared)
     train = parts.split("train", task.train)

@@ -11,6 +11,7 @@ from fedrot.client import Trained, plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.core.frames import reframe
+from fedrot.engines.private import protected
 from fedrot.engines.setup import Federation, Split
 from fedrot.methods import Method, Upload
 from fedrot.server import bare
@@ -77,7 +78,7 @@ def groups(members: Clients, clients: Sequence[int]) -> Iterator[tuple[int, ...]
 
 
 def train_clients(members: Clients, task: Task) -> Group:
-    """Train the clients of a task in one stack, and let the method prepare their uploads."""
+    """Train the clients of a task in one stack, let the method prepare their uploads, and make those private."""
     config, method, train = members.config, members.method, members.train
     rows = [members.rows[client] for client in task.clients]
     lengths = train.data.lengths if config.train.bucket else None
@@ -102,4 +103,5 @@ def train_clients(members: Clients, task: Task) -> Group:
         reference=bare(task.reference),
         clients=trained.clients,
     )
+    upload = protected(config, method, upload, task.received, task.round, trained.clients)
     return Group(trained, task.start, upload, tuple(plan.steps.tolist()))

@@ -32,6 +32,15 @@ class Protected:
         return self.norm.isfinite()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PrivateMean:
+    """The one update that a trusted server hands to the method in place of all of them."""
+
+    update: Update
+    norms: tuple[float, ...]
+    """Of the updates that came in, in the order of client numbers; not covered by the promise."""
+
+
 def travelling(method: Method, adapter: Adapter, round: int) -> tuple[str, ...]:
     """Names of the tensors that clients upload in `round`: what is clipped, and what gets noise."""
     sent = method.uploads(round)
@@ -127,8 +136,8 @@ def private_mean(
     settings: PrivacyConfig,
     chosen: int,
     noise: Noise,
-) -> Update:
-    """The one update that a trusted server (mechanism `central`) hands to the method in place of all of them.
+) -> PrivateMean:
+    """What a trusted server (mechanism `central`) makes of a round's updates.
 
     `received + (sum of updates + clip * noise * z) / chosen`, summed in float64 and in the order of client numbers.
     Every update is clipped here again, so that the bound does not rest on the clients' software.
@@ -146,15 +155,18 @@ def private_mean(
         AdapterError: an update that does not fit `received`, or two of one client.
     """
     keys, before = travelling(method, received, round), received.tensors()
+    norms: list[float] = []
     total = {key: torch.zeros_like(before[key], dtype=torch.float64) for key in keys}
     for update in in_order(updates) if updates else ():
         update.adapter.check_like(received, f"client {update.client}")
         one = clip(update.adapter.map(lambda tensor: tensor.unsqueeze(0)), received, keys, settings.clip)
+        norms.append(float(one.norm))
         for key, tensor in one.adapter.select(0).tensors().items():
             if key in total:
                 total[key] += tensor.double() - before[key].double()
     deviation = settings.noise * settings.clip
-    return Update(0, _moved(received, total, noise, deviation, chosen), 1.0)
+    moved = _moved(received, total, noise, deviation, chosen)
+    return PrivateMean(Update(0, moved, 1.0), tuple(norms))
 
 
 def _moved(

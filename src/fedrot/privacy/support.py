@@ -80,6 +80,30 @@ def check_secret(settings: PrivacyConfig) -> None:
         )
 
 
+def covers(settings: PrivacyConfig) -> dict[str, str]:
+    """In plain words: who learns no more than epsilon says (`covered`), and what the promise leaves out."""
+    if settings.noise == 0:
+        return {
+            "covered": "nothing: without noise updates are clipped, and no more",
+            "not_covered": "every upload and every broadcast",
+        }
+    hidden = {
+        "replace-one": "which data one client holds",
+        "zero-out": "whether one client's updates are its own or zero",
+    }[settings.adjacency]
+    if settings.mechanism == "central":
+        covered = f"{hidden}, from whoever sees every broadcast adapter and head; the server is trusted"
+        left = "what the server itself sees, and every recorded loss, norm, rotation and count"
+    else:
+        covered = f"{hidden}, from whoever sees every message of the client, the server too"
+        left = "nothing that a client sends; what is recorded comes from noised messages and the server's own data"
+    secret = "" if settings.noise_source == "system" else "anyone who knows the recipe's seed; "
+    return {
+        "covered": covered,
+        "not_covered": f"{secret}{left}; who takes part and who drops out; partition counts, labels and linear probes",
+    }
+
+
 def _sums_alone(method: Method) -> bool:
     laws = method.laws
     return method.secure_aggregation and laws.factor_mean and not laws.personal and not laws.residual

@@ -13,6 +13,7 @@ from fedrot.report.canvas import Chart, render_png, render_svgs
 from fedrot.report.lines import accuracy_by_bytes_chart, accuracy_chart, bytes_chart, error_chart, loss_chart
 from fedrot.report.load import Record, Run, finite, load_run, rotated
 from fedrot.report.maps import rotation_chart, skew_chart
+from fedrot.report.privacy import is_private, privacy_chart, privacy_fact, privacy_words
 from fedrot.report.strength import diagnosed, strength_chart
 from fedrot.report.words import (
     HEADERS,
@@ -35,6 +36,7 @@ CHARTS: Mapping[str, tuple[str, Callable[[Run], Chart | str]]] = {
     "label_skew": ("Labels by client", skew_chart),
     "bytes": ("Bytes sent", bytes_chart),
     "accuracy_by_bytes": ("Accuracy against bytes", accuracy_by_bytes_chart),
+    "epsilon": ("Privacy spent", privacy_chart),
     "strength": ("Error by strength", strength_chart),
 }
 
@@ -48,8 +50,9 @@ def write_report(run_dir: Path) -> Path:
         OutputError: the directory is not a readable run, or the report cannot be written into it.
     """
     run = load_run(Path(run_dir))
-    # A recipe that did not ask for diagnostics needs no word on them.
-    asked = CHARTS.keys() if diagnosed(run) else CHARTS.keys() - {"strength"}
+    # A recipe that did not ask for diagnostics or privacy needs no word on them.
+    unasked = {"strength": not diagnosed(run), "epsilon": not is_private(run.config)}
+    asked = CHARTS.keys() - {name for name, left_out in unasked.items() if left_out}
     charts = {name: build(run) for name, (_, build) in CHARTS.items() if name in asked}
     try:
         notes = [*run.notes, *_write_plots(run.directory / "plots", charts)]
@@ -92,7 +95,7 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
     return template.render(
         run=run,
         heading=f"{run.method} on {_task(run)}",
-        verdict=verdict(run.records, run.summary, run.config),
+        verdict=" ".join(filter(None, _verdict(run))),
         notes=notes,
         tiles=_tiles(run),
         facts=_facts(run),
@@ -112,6 +115,10 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
         css=source.joinpath("page.css").read_text("utf-8"),
         script=source.joinpath("page.js").read_text("utf-8"),
     )
+
+
+def _verdict(run: Run) -> tuple[str, str]:
+    return verdict(run.records, run.summary, run.config), privacy_words(run.records, run.config)
 
 
 def _probe_remark(probe: Mapping[str, Any]) -> str:
@@ -205,6 +212,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("LoRA", f"rank {run.setting('lora', 'rank', '?')}, alpha {run.setting('lora', 'alpha', '?')}"),
         ("Parameters", sizes),
         ("Clients × rounds", f"{clients} × {rounds}"),
+        *([("Privacy", privacy_fact(run))] if is_private(run.config) else []),
         ("Seed", str(run.fact("seed", run.config.get("seed", "not recorded")))),
         ("Device", str(run.fact("device", "not recorded"))),
         ("Time", f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"),

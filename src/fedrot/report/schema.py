@@ -36,6 +36,7 @@ _NUMBERS = (
     "stale",
     "residual_rank",
     "residual_lost",
+    "epsilon",
 )
 BROKEN_SUMMARY = "mend it, or delete it to report from metrics.jsonl alone"
 
@@ -116,6 +117,9 @@ def check_summary(summary: Any, path: Path) -> dict[str, Any]:
     probe = need("probe", dict, "an object or null")
     if probe is not None and (probe.get("accuracy") is None or not _is_number(probe["accuracy"])):
         raise OutputError(f"'{path}': probe.accuracy: expected a number; {BROKEN_SUMMARY}")
+    privacy = need("privacy", dict, "an object or null")
+    if privacy is not None and not {"covered", "not_covered"} <= privacy.keys():
+        raise OutputError(f"'{path}': privacy: expected the keys covered and not_covered; {BROKEN_SUMMARY}")
     labels = need("labels", list, "a list of names")
     counts = (summary.get("partition") or {}).get("counts") or []
     if not isinstance(counts, list) or not all(_is_count_row(row, counts[0], labels) for row in counts):
