@@ -236,6 +236,12 @@ class Roster:
                 f"{who}: rank = {rank}: all clients of method {federation.method.name!r} need the server's rank, "
                 f"{federation.config.lora.rank}"
             )
+        mechanism = federation.config.privacy.mechanism
+        if rank and rank != federation.config.lora.rank and mechanism != "none":
+            raise AdapterError(
+                f"{who}: rank = {rank}: with privacy.mechanism = {mechanism!r} all clients need the server's rank, "
+                f"{federation.config.lora.rank}; take `rank` out of node.toml"
+            )
         if self._fixed and rank and rank != self._fixed[client]:
             raise AdapterError(
                 f"{who}: client {client} at rank {rank}, but this run has it at rank {self._fixed[client]}"

@@ -22,6 +22,7 @@ from fedrot.engines.rounds import RunResult, run_rounds
 from fedrot.engines.setup import Federation, prepare
 from fedrot.errors import ConfigError
 from fedrot.methods import build, methods
+from fedrot.privacy import check_secret
 from fedrot.rundir import RunDirectory
 
 
@@ -71,6 +72,7 @@ def run_over(
         FedrotError: as its parts do; too few nodes within `engine.wait` seconds.
     """
     check_flower(config)
+    check_secret(config.privacy)
     observer.preparing("reading data and base model")
     return serve(grid, prepare(config), run, observer, resume=resume, patient=True)
 

@@ -175,11 +175,10 @@ class Session:
         for client in sent.clients:
             try:
                 update, told = self._update(client, sent, reply.content, round.number, where)
+                round.receive(update, told)
             except AdapterError as error:
                 round.rejected[client] = str(error)
                 self._observer.note(f"round {round.number}: client {client} is rejected: {error}")
-                continue
-            round.receive(update, told)
         return size
 
     def _update(
@@ -192,7 +191,13 @@ class Session:
         """
         method, received = self._federation.method, sent.received
         where = f"{where}, client {client}"
-        told = unpack_told(content.metric_records.get(metrics_name(client)), where)
+        measurements = content.metric_records.get(metrics_name(client))
+        if self._federation.config.privacy.mechanism == "local":
+            loss, measured = {}, dict(measurements or {})  # none are expected, and a round refuses them
+        else:
+            told = unpack_told(measurements, where)
+            loss = {"loss": told.loss}
+            measured = {"steps": told.steps, "drift": told.drift, **told.rotation}
         sends = method.uploads(number)
         expected = travelling(received, a=sends.a, b=sends.b, head=method.shares_head)
         record = array_record(content, upload_name(client), where)
@@ -201,5 +206,4 @@ class Session:
         own = {key: tensor.to(device) for key, tensor in arrays.items()}
         adapter = Adapter.from_tensors({**received.tensors(), **own}, received.scale)
         weight = sent.peer.weight(client, self._federation.config.federation.weighting) * sent.weight
-        measured = {"steps": told.steps, "drift": told.drift, **told.rotation}
-        return Update(client, adapter, weight, {"loss": told.loss}), measured
+        return Update(client, adapter, weight, loss), measured

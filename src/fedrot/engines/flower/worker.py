@@ -34,7 +34,9 @@ from fedrot.engines.shared import Shared
 from fedrot.engines.training import Group, Task, groups, train_clients
 from fedrot.errors import AdapterError, ConfigError, ModelError
 from fedrot.methods import Trainable
+from fedrot.privacy import check_secret
 from fedrot.server import bare
+from fedrot.tasks.own import NODES
 from fedrot.wire import travelling
 
 
@@ -88,7 +90,7 @@ class Worker:
             version=version(),
             base=local.base,
             clients=list(self.settings.clients),
-            examples=[len(local.clients.rows[client]) for client in self.settings.clients],
+            examples=self._examples(local, self._parse(hello.recipe)),
             ranks=[rank] * len(self.settings.clients),
             device=str(local.device),
         )
@@ -119,6 +121,12 @@ class Worker:
         local.clients.model.unload()
         return reply
 
+    def _examples(self, local: Local, recipe: RunConfig) -> list[int]:
+        """How many every client has; where that is private and not dealt by the server, only that there are some."""
+        counts = [len(local.clients.rows[client]) for client in self.settings.clients]
+        hidden = recipe.privacy.mechanism == "local" and recipe.task.data == NODES
+        return [min(1, count) for count in counts] if hidden else counts
+
     def _check_version(self, server: str) -> None:
         if server != version():
             raise ConfigError(
@@ -127,6 +135,8 @@ class Worker:
 
     def _prepare(self, recipe: str, labels: list[str]) -> Local:
         config = self._parse(recipe)
+        if not self.settings.trusts_recipe:
+            check_secret(config.privacy)
         digest = recipe_digest(config) + repr(labels)
         if self._held is not None and self._held.digest == digest:
             return self._held.local
@@ -151,6 +161,7 @@ class Worker:
 def _add(reply: RecordDict, group: Group, local: Local, round: int) -> None:
     """Write what each client of a group sends into the reply."""
     method = local.clients.method
+    silent = local.clients.config.privacy.mechanism == "local"  # not even that training failed
     sent: Trainable = method.uploads(round)
     losses = group.trained.loss.tolist()
     drifts = drift(group.trained.adapter, group.start).tolist()
@@ -168,4 +179,6 @@ def _add(reply: RecordDict, group: Group, local: Local, round: int) -> None:
             }
         told = Told(losses[index], group.steps[index], len(local.clients.rows[client]), drifts[index], turned)
         reply[upload_name(client)] = to_arrays(arrays)
+        if silent:
+            continue
         reply[metrics_name(client)] = pack_told(told)
