@@ -193,7 +193,9 @@ class Session:
         where = f"{where}, client {client}"
         measurements = content.metric_records.get(metrics_name(client))
         if self._federation.config.privacy.mechanism == "local":
-            loss, measured = {}, dict(measurements or {})  # none are expected, and a round refuses them
+            loss: dict[str, float] = {}
+            # None are expected, and the round refuses those that come.
+            measured: dict[str, float] = dict.fromkeys(measurements or (), 0.0)
         else:
             told = unpack_told(measurements, where)
             loss = {"loss": told.loss}
