@@ -30,6 +30,7 @@ from fedrot.engines.run import run
 from fedrot.engines.setup import prepare
 from fedrot.errors import ConfigError
 from fedrot.model import fingerprint
+from fedrot.privacy import noise_for
 from fedrot.rundir import RunDirectory
 
 Make = Callable[..., RunConfig]
@@ -146,3 +147,16 @@ def test_a_client_that_tells_its_loss_all_the_same_is_rejected_by_name(
     for record in result.records:
         assert "sent loss with its update" in record["rejected_clients"]["1"]
         assert record["clients"] == 3
+
+
+def test_a_node_stops_training_when_its_owners_budget_is_spent(recipe: Make, tmp_path: Path) -> None:
+    config = private(
+        recipe, privacy__noise_source="system", privacy__noise=noise_for(8.0, 1e-5, rounds=1) * 1.01
+    )
+    ledger = str(tmp_path / "privacy.json")
+    settings = NodeSettings("one", (0,), trusts_recipe=True, epsilon=8.0, ledger=ledger)
+    assert set(answer(config, settings)[1]) == {"upload-0"}
+    with pytest.raises(ConfigError, match="one more message of client 0 would bring it to epsilon"):
+        answer(config, settings)
+    with pytest.raises(ConfigError, match=r"privacy\.mechanism = 'central'"):
+        answer(private(recipe, privacy__mechanism="central"), settings)

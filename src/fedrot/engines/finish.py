@@ -92,7 +92,7 @@ def _write_results(
         "privacy": privacy_facts(federation, state.round),
         "partition": {"counts": [] if federation.data_with_nodes else federation.label_counts().tolist()},
         "examples": {
-            "train": federation.training_examples,
+            **({"train": count} if (count := federation.training_examples) is not None else {}),
             "validation": len(federation.validation.data) if federation.validation else 0,
             "test": len(federation.test.data),
         },

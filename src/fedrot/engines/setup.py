@@ -122,8 +122,10 @@ class Federation:
         return self.config.task.data == NODES
 
     @property
-    def training_examples(self) -> int:
-        """Of all clients together, those counted that belong to none."""
+    def training_examples(self) -> int | None:
+        """Of all clients together, those counted that belong to none; None where clients keep that to themselves."""
+        if self.data_with_nodes and self.config.privacy.mechanism == "local":
+            return None
         return len(self.train.data) if self.examples is None else sum(self.examples)
 
     def label_counts(self) -> Tensor:

@@ -42,6 +42,12 @@ class NodeSettings:
     device: str = "auto"
     trusts_recipe: bool = False
     """The recipe was written by whoever runs this node (all on one machine): it may name files."""
+    epsilon: float | None = None
+    """What each of its clients may spend of its privacy, over all runs. None: what the recipe says is done."""
+    delta: float = 1e-5
+    """Goes with `epsilon`."""
+    ledger: str | None = None
+    """The file in which what they have spent is kept; needed with `epsilon`."""
 
     def admit(self, config: RunConfig) -> RunConfig:
         """The recipe as this node runs it: its own data, model and device, and no file that the server named.
@@ -95,6 +101,11 @@ class NodeFile(Section):
     model: str | None = None
     rank: int | None = Field(default=None, gt=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    epsilon: float | None = Field(default=None, gt=0)
+    """Each client sends messages with noise of their own alone (`privacy.mechanism = "local"`), and only until it has
+    spent this much, over all runs; whatever the recipe says."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """Goes with `epsilon`."""
     key: str = "node.key"
     """The private key that identifies the node."""
     ca: str = "ca.crt"
@@ -163,6 +174,9 @@ def load_node(directory: str | Path) -> Node:
         model=model,
         rank=file.rank,
         device=file.device,
+        epsilon=file.epsilon,
+        delta=file.delta,
+        ledger=str(directory / file.state / "privacy.json"),
     )
     return Node(
         settings=settings,

@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
 from fedrot.core.diagnostics import drift
+from fedrot.engines.flower.budget import Budget
 from fedrot.engines.flower.messages import (
     FACTS,
     HELLO,
@@ -63,6 +64,7 @@ class Worker:
         self._given = local
         self._shared = Shared()
         self._held: _Held | None = None
+        self._budget = Budget(settings)
 
     def handle(self, message_type: str, content: RecordDict) -> RecordDict:
         """The reply to a message.
@@ -114,6 +116,7 @@ class Worker:
         received = received.map(lambda tensor: tensor.to(local.device))
         reference = unpack_adapter(content, "reference", local.initial, order.scale, where)
         aligned_to = received if reference is None else reference.map(lambda tensor: tensor.to(local.device))
+        self._budget.spend(order.clients, local.clients.config.privacy)
         reply = RecordDict()
         for clients in groups(local.clients, order.clients):
             task = Task(order.round, clients, received, bare(received), aligned_to)
@@ -137,6 +140,7 @@ class Worker:
         config = self._parse(recipe)
         if not self.settings.trusts_recipe:
             check_secret(config.privacy)
+        self._budget.check(config.privacy)
         digest = recipe_digest(config) + repr(labels)
         if self._held is not None and self._held.digest == digest:
             return self._held.local
