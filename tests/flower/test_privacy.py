@@ -17,7 +17,7 @@ from fedrot.engines.flower.messages import (
     Hello,
     Order,
     Welcome,
-    pack_order,
+    pack_broadcast,
     read,
     written,
 )
@@ -77,7 +77,9 @@ def answer(config: RunConfig, settings: NodeSettings) -> tuple[Worker, RecordDic
         clients=[0],
         scale=federation.initial.scale,
     )
-    return worker, worker.handle(TRAIN, pack_order(order, federation.initial, None))
+    return worker, worker.handle(
+        TRAIN, RecordDict({FACTS: written(order), **pack_broadcast(federation.initial, None)})
+    )
 
 
 def test_with_local_privacy_a_node_sends_arrays_and_nothing_else(recipe: Make) -> None:

@@ -105,18 +105,17 @@ def read(kind: type[Facts], content: RecordDict, where: str) -> Facts:
     return kind(**found)
 
 
-def pack_order(order: Order, received: Adapter, reference: Adapter | None) -> RecordDict:
-    """A training message.
+def pack_broadcast(received: Adapter, reference: Adapter | None) -> dict[str, ArrayRecord]:
+    """The arrays of a training message; those of one cohort are packed once, for all nodes.
 
     Args:
-        order: what to do.
         received: the broadcast, at the rank of the clients, with its residual.
         reference: what uploads are aligned to, where that is another broadcast.
     """
-    records: dict[str, Any] = {FACTS: written(order), "received": to_arrays(received.tensors())}
+    records = {"received": to_arrays(received.tensors())}
     if reference is not None:
         records["reference"] = to_arrays(reference.tensors())
-    return RecordDict(records)
+    return records
 
 
 def unpack_adapter(content: RecordDict, name: str, like: Adapter, scale: float, where: str) -> Adapter | None:

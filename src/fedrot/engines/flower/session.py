@@ -10,19 +10,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrot.core.adapter import Adapter
 from fedrot.engines.flower.messages import (
+    FACTS,
     TRAIN,
     Order,
     array_record,
     failure,
     metrics_name,
-    pack_order,
+    pack_broadcast,
     unpack_told,
     upload_name,
+    written,
 )
 from fedrot.engines.flower.records import from_arrays, message_bytes, shapes
 from fedrot.engines.flower.roster import Peer, Roster
@@ -75,15 +77,25 @@ class Session:
         sent: dict[str, _Sent] = {}
         down = 0
         for cohort in cohorts(round.participation, self._federation.ranks):
-            for peer, clients in self._hosts(cohort, round).items():
-                content, received, size = self._order(clients, cohort, state, round.number)
-                message = Message(
-                    content, peer.node, TRAIN, ttl=engine.deadline + 60, group_id=str(round.number)
+            hosts = self._hosts(cohort, round)
+            if not hosts:
+                continue
+            received, arrays = self._broadcast(cohort, state)
+            discount = self._federation.config.federation.stale_weight**cohort.lag
+            messages = [
+                Message(
+                    RecordDict({FACTS: written(self._order(clients, received, round.number)), **arrays}),
+                    peer.node,
+                    TRAIN,
+                    ttl=engine.deadline + 60,
+                    group_id=str(round.number),
                 )
-                [name] = self._grid.push_messages([message])
-                discount = self._federation.config.federation.stale_weight**cohort.lag
+                for peer, clients in hosts.items()
+            ]
+            names = self._grid.push_messages(messages)
+            for name, (peer, clients) in zip(names, hosts.items(), strict=True):
                 sent[name] = _Sent(peer, clients, received, discount)
-                down += size
+            down += len(hosts) * sum(message_bytes(record) for record in arrays.values())
         replies = self._collect(sent, round, time.monotonic() + engine.deadline)
         up = 0
         for name, reply in sorted(replies.items(), key=lambda item: sent[item[0]].clients):
@@ -104,16 +116,17 @@ class Session:
                 found.setdefault(peer, []).append(client)
         return {peer: tuple(clients) for peer, clients in found.items()}
 
-    def _order(
-        self, clients: tuple[int, ...], cohort: Cohort, state: ServerState, number: int
-    ) -> tuple[RecordDict, Adapter, int]:
-        """The message for a node, the adapter in it without residual, and the bytes of its arrays."""
-        method = self._federation.method
+    def _broadcast(self, cohort: Cohort, state: ServerState) -> tuple[Adapter, dict[str, ArrayRecord]]:
+        """What a cohort receives, without its residual, and the arrays to send."""
+        lag = self._federation.method.reference_lag
         received = truncated(state.broadcast(cohort.lag), cohort.rank)
         # A stale update is aligned to what its fellows hold now, not to what it was computed from.
-        target = truncated(state.broadcast(0 if cohort.lag else method.reference_lag), cohort.rank)
-        other = cohort.lag > 0 or method.reference_lag > 0
-        order = Order(
+        target = truncated(state.broadcast(0 if cohort.lag else lag), cohort.rank)
+        arrays = pack_broadcast(received, bare(target) if cohort.lag or lag else None)
+        return bare(received), arrays
+
+    def _order(self, clients: tuple[int, ...], received: Adapter, number: int) -> Order:
+        return Order(
             version=version(),
             base=self._roster.base,
             recipe=self._recipe,
@@ -122,9 +135,6 @@ class Session:
             clients=list(clients),
             scale=received.scale,
         )
-        content = pack_order(order, received, bare(target) if other else None)
-        size = sum(message_bytes(record) for record in content.array_records.values())
-        return content, bare(received), size
 
     def _collect(self, sent: Mapping[str, _Sent], round: Round, until: float) -> dict[str, Message]:
         """Replies until all are there or time is up; who is missing then is dropped and remembered as late."""
