@@ -118,7 +118,7 @@ class Roster:
 
     def _wait(self, enough: Callable[[], bool], needed: int, wanted: Collection[int]) -> None:
         limit = self._federation.config.engine.wait
-        until, told = time.monotonic() + limit, 0.0
+        until, told, pause = time.monotonic() + limit, 0.0, 5.0
         while not enough():
             now = time.monotonic()
             missing = [client for client in wanted if self.host(client) is None]
@@ -126,10 +126,11 @@ class Roster:
                 raise TrainingError(self._shortage(needed, missing, limit))
             if now >= told and self._patient:
                 shown = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
+                loading = f"{len(self._asked)} nodes are loading; " if self._asked else ""
                 self._observer.preparing(
-                    f"waiting for nodes: clients {shown} have none yet ({until - now:.0f} s left)"
+                    f"waiting for nodes: clients {shown} have none yet ({loading}{until - now:.0f} s left)"
                 )
-                told = now + 5
+                told, pause = now + pause, 2 * pause
             self._look()
             if self._patient:
                 time.sleep(0.1)
