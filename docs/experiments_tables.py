@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedrot.config import parse_config
+from fedrot.privacy import Accountant
+
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "experiments"
 
 
@@ -36,6 +39,33 @@ def single(found: dict[str, Any]) -> str:
         for arm in found["arms"]
     ]
     return markdown(rows)
+
+
+def private(name: str) -> str:
+    """Accuracy of every variant beside the epsilon that it spends, computed from its recipe."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return "*Not run yet.*\n"
+    found = json.loads(path.read_text("utf-8"))
+    rows = [["variant", "ε", "test accuracy", f"against {found['baseline']}"]]
+    for arm in found["arms"]:
+        spends = epsilon(found["recipe"], found["compare"]["variants"][arm["variant"]])
+        rows.append([f"`{arm['variant']}`", spends, interval(arm["mean"].get("accuracy")), against(arm)])
+    return "\n".join([markdown(rows), footnote(found)])
+
+
+def epsilon(recipe: dict[str, Any], setting: dict[str, Any]) -> str:
+    """What a whole run of the recipe with these settings spends."""
+    data = json.loads(json.dumps(recipe))
+    for key, value in setting.items():
+        section, _, name = key.partition(".")
+        data.setdefault(section, {})[name] = value
+    config = parse_config(data)
+    if config.privacy.mechanism == "none":
+        return "∞"
+    clients, federation = config.federation.clients, config.federation
+    spent = Accountant(config.privacy, config.seed, clients, federation.fraction).epsilon(federation.rounds)
+    return "∞" if spent is None else f"{spent:.1f}"
 
 
 def accuracies(found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-from experiments_tables import experiment  # beside this file; MkDocs puts its folder on the path
+from experiments_tables import experiment, private  # beside this file; MkDocs puts its folder on the path
 from mkdocs.exceptions import PluginError
 from pydantic import BaseModel
 
@@ -258,4 +258,5 @@ TABLES: dict[str, Callable[..., str]] = {
     "partitions": partitions,
     "exit-codes": exit_codes,
     "experiment": experiment,
+    "private-experiment": private,
 }
