@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from experiments_tables import experiment, private  # beside this file; MkDocs puts its folder on the path
 from mkdocs.exceptions import PluginError
 from pydantic import BaseModel
+from secure_tables import secure_aggregation
 
 import fedrot
 from fedrot import config, errors, partition_options
@@ -259,4 +260,5 @@ TABLES: dict[str, Callable[..., str]] = {
     "exit-codes": exit_codes,
     "experiment": experiment,
     "private-experiment": private,
+    "secure-aggregation": secure_aggregation,
 }

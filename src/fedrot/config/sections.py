@@ -217,7 +217,7 @@ class ServerConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Differential privacy of whole clients; see [Privacy](privacy.md)."""
+    """What is hidden of single clients: by noise, see [Privacy](privacy.md), and from the server, by masks."""
 
     mechanism: Literal["none", "central", "local"] = "none"
     """`central`: clients clip, the server adds noise to their sum, and is trusted. `local`: every client adds noise to
@@ -235,6 +235,15 @@ class PrivacyConfig(Section):
     noise_source: Literal["system", "seed"] = "system"
     """Where noise comes from: the operating system's secure source, or the recipe's seed, which makes a simulation
     repeatable and protects from nobody who knows the seed."""
+    secure_aggregation: bool = False
+    """The server learns the weighted mean of the clients' uploads and not the uploads, see
+    [Secure aggregation](secure-aggregation.md). For a server that is honest but curious."""
+    secure_threshold: float = Field(default=0.67, gt=0, le=1)
+    """Share of a round's clients that must stay to its end, else the round is given up; never less than half."""
+    secure_range: float = Field(default=8.0, ge=2.0**-20, le=2.0**20)
+    """Largest size of a number in an upload; a client with a larger one leaves the round."""
+    secure_bits: Literal[32, 64] = 32
+    """Of each number that is sent under a mask; 64 is finer than float32 and doubles uploads."""
 
 
 class EngineConfig(Section):

@@ -31,13 +31,9 @@ def measure(round: Round, before: ServerState, step: Step, *, full: bool) -> dic
         return nobody(round, before, full=full)
     weights = [update.weight for update in round.updates]
     sent = round.method.uploads(round.number)
-    uploads = of_one_rank([update.adapter for update in round.updates], before.adapter, sent)
-    error = _error(round, uploads, weights, step)
     return {
         **_told(round),
-        "aggregation_error": float(error.absolute),
-        "aggregation_error_relative": float(error.relative),
-        **_unaligned(round, before, sent, weights),
+        **_errors(round, before, sent, weights, step),
         **step.state.method.numbers,
         **_residual(step),
         **(round.traffic or traffic(round, before, full=full)),
@@ -57,6 +53,21 @@ def _told(round: Round) -> dict[str, Any]:
     losses = [update.metrics["loss"] for update in round.updates]
     drifts = [float(drift) for drift in round.drifts]
     return {"loss": sum(losses) / len(losses), "drift": sum(drifts) / len(drifts), **_rotation(round)}
+
+
+def _errors(
+    round: Round, before: ServerState, sent: Trainable, weights: Sequence[float], step: Step
+) -> dict[str, float]:
+    """The errors of aggregation; of a mean of uploads that nobody saw, only what rounding may have added to it."""
+    if round.summed:
+        return {"secure_rounding": round.rounding}
+    uploads = of_one_rank([update.adapter for update in round.updates], before.adapter, sent)
+    error = _error(round, uploads, weights, step)
+    return {
+        "aggregation_error": float(error.absolute),
+        "aggregation_error_relative": float(error.relative),
+        **_unaligned(round, before, sent, weights),
+    }
 
 
 def _unaligned(
@@ -129,11 +140,11 @@ def _residual(step: Step) -> dict[str, float]:
 def _clients(round: Round) -> dict[str, Any]:
     part = round.participation
     return {
-        "clients": len(round.updates),
+        "clients": len(round.clients),
         "rejected": len(round.rejected),
         "dropped": len(part.dropped),
         "stale": len(part.lags),
-        "client_ids": sorted(update.client for update in round.updates),
+        "client_ids": round.clients,
         "rejected_clients": {str(client): why for client, why in sorted(round.rejected.items())},
         "dropped_clients": list(part.dropped),
         **({"lost_clients": {str(c): why for c, why in sorted(round.lost.items())}} if round.lost else {}),

@@ -30,6 +30,8 @@ class Round:
         traffic: bytes of the messages that really travelled, where they did.
         mechanism: of the recipe's privacy. With `local` clients tell nothing but their uploads: no loss, no drift, no
             rotation, no steps, and not whether training failed.
+        summed: clients of whose updates only the weighted mean is known, which is then the one update.
+        rounding: with `summed`, by how much the mean may be off at most, see `fedrot.secagg`.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Round:
         self.rejected: dict[int, str] = {}
         self.lost: dict[int, str] = {}
         self.traffic: dict[str, int] | None = None
+        self.summed: tuple[int, ...] = ()
+        self.rounding = 0.0
         self.ranks = ranks
         self.messages: dict[int | None, Adapter] = {}
         self.sizes: list[Tensor] = []
@@ -62,7 +66,12 @@ class Round:
     @property
     def count(self) -> int:
         """Clients heard of so far."""
-        return len(self.updates) + len(self.rejected)
+        return len(self.clients) + len(self.rejected)
+
+    @property
+    def clients(self) -> list[int]:
+        """Whose updates were accepted, ascending."""
+        return sorted(self.summed or (update.client for update in self.updates))
 
     def add(
         self,
@@ -131,6 +140,25 @@ class Round:
             self.rejected[update.client] = "non-finite loss or update"
             return
         self.updates.append(update)
+        self._note(told)
+
+    def receive_mean(self, mean: Update, told: Mapping[int, Mapping[str, float]], rounding: float) -> None:
+        """Take in the weighted mean of several clients' updates, which were not seen one by one.
+
+        Args:
+            mean: with weight 1; its client number stands for all.
+            told: by client in the mean, as for `receive`. Each client has checked its own numbers.
+            rounding: by how much the mean may be off at most.
+        """
+        self.updates.append(mean)
+        self.summed, self.rounding = tuple(sorted(told)), rounding
+        if self.mechanism == "local":
+            return
+        for measured in told.values():
+            self.steps += int(measured["steps"])
+            self._note(measured)
+
+    def _note(self, told: Mapping[str, float]) -> None:
         self.drifts.append(told["drift"])
         if "rotation" in told:
             self.sizes.append(torch.tensor([[told["rotation"]]]))

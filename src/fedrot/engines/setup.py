@@ -14,6 +14,7 @@ from fedrot.cache import FrozenCache
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.engines.groups import choose_group_size
+from fedrot.engines.secure import check_secure
 from fedrot.engines.shared import Shared, base_key, frozen_key, task_key
 from fedrot.errors import ConfigError, ModelError
 from fedrot.methods import Method, build, methods
@@ -146,6 +147,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     method = build(config.method.name, config.method.options, config.seed)
     _check_support(config, method)
     check_privacy(config, method)
+    check_secure(config, method)
     choose_device(config.train.device)
     shared = shared or Shared()
     apart = config.task.data == NODES

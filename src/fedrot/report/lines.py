@@ -83,6 +83,11 @@ def error_chart(run: Run) -> Chart | str:
     ours = _series(run.records, "aggregation_error_relative")
     plain = _series(run.records, "aggregation_error_relative_unaligned")
     if not any(math.isfinite(y) for _, y in ours):
+        if run.setting("privacy", "secure_aggregation", False):
+            return (
+                "With secure aggregation the server sees the mean of the uploads and no upload, so the error of that "
+                "mean cannot be measured."
+            )
         return "No round recorded an aggregation error."
     turning = rotated(run.records)
     by_round = dict(ours)

@@ -33,6 +33,7 @@ class Session:
         numbers: how values become ring elements; for as many clients as there are here.
         nonce: 16 random bytes of the server, so that a round begun again is a new session.
         signed: whether clients sign what they tell one another.
+        layout: says what the positions of a vector mean, in any form that is the same for all.
 
     Raises:
         SecureAggregationError: an attribute out of range.
@@ -46,6 +47,7 @@ class Session:
     numbers: FixedPoint
     nonce: bytes
     signed: bool = False
+    layout: str = ""
 
     def __post_init__(self) -> None:
         number = len(self.clients)
@@ -87,9 +89,9 @@ class Session:
                 self.nonce.hex(),
                 self.signed,
             ),
-            *(numbers.clip.hex(), numbers.max_weight, numbers.bits, *self.clients),
+            *(numbers.clip.hex(), numbers.max_weight, numbers.bits, self.layout, *self.clients),
         )
-        # repr quotes the run's name, so that no two sessions have the same text.
+        # repr quotes text, so that no two sessions have the same text.
         return sha256(repr(fields).encode()).digest()
 
     @property

@@ -40,6 +40,7 @@ def client_app(worker_of: WorkerOf) -> ClientApp:
 
     app.query("hello")(handle)
     app.train()(handle)
+    app.train("secure")(handle)
     return app
 
 

@@ -19,6 +19,7 @@ from fedrot.engines.flower.session import Session
 from fedrot.engines.flower.worker import Worker
 from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import RunResult, run_rounds
+from fedrot.engines.secure import check_secure
 from fedrot.engines.setup import Federation, prepare
 from fedrot.errors import ConfigError
 from fedrot.methods import build, methods
@@ -90,6 +91,7 @@ def check_flower(config: RunConfig) -> None:
             f"method.name = {method.name!r}: it leaves parts of the model with clients, and what nodes keep is not "
             f"evaluated or saved over Flower yet; use engine.name = 'local', or one of {able}"
         )
+    check_secure(config, method)
     if config.output.diagnostics:
         raise ConfigError(
             "output.diagnostics = true: they need adapters as they were trained, which a server over Flower does not "

@@ -6,11 +6,10 @@ must look like before anything is done with it, is decided here.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedrot.core.adapter import Adapter
@@ -19,15 +18,17 @@ from fedrot.engines.flower.messages import (
     TRAIN,
     Order,
     array_record,
-    failure,
     metrics_name,
     pack_broadcast,
     unpack_told,
     upload_name,
     written,
 )
-from fedrot.engines.flower.records import from_arrays, message_bytes, shapes
+from fedrot.engines.flower.messenger import Messenger, Request
+from fedrot.engines.flower.records import from_arrays, shapes
 from fedrot.engines.flower.roster import Peer, Roster
+from fedrot.engines.flower.secagg.uploads import SecureUploads
+from fedrot.engines.flower.secagg.wire import RULES
 from fedrot.engines.flower.versions import version
 from fedrot.engines.observer import Observer
 from fedrot.engines.round import Round
@@ -40,10 +41,9 @@ from fedrot.wire import travelling
 
 
 @dataclass(frozen=True)
-class _Sent:
-    """A message that awaits its reply."""
+class _Asked(Request):
+    """Clients of one cohort and node that are asked to train."""
 
-    peer: Peer
     clients: tuple[int, ...]
     received: Adapter
     weight: float
@@ -54,13 +54,11 @@ class Session:
     """Trains the clients of each round on the nodes that host them."""
 
     def __init__(self, grid: Grid, federation: Federation, roster: Roster, observer: Observer) -> None:
-        self._grid = grid
         self._federation = federation
         self._roster = roster
         self._observer = observer
         self._recipe = federation.config.to_toml()
-        self._late: dict[str, int] = {}
-        """Messages that were not answered in their round, and the node each went to."""
+        self._messenger = Messenger(grid, federation.config.engine.deadline)
 
     def train(self, state: ServerState, round: Round) -> None:
         """Let the reporting clients of a round train, and take in what they send until the deadline.
@@ -71,40 +69,65 @@ class Session:
         Raises:
             TrainingError: no node that hosts one of these clients joined within `engine.wait` seconds.
         """
-        engine = self._federation.config.engine
-        self._free()
+        self._messenger.start()
         self._roster.refresh(round.participation.reporting)
-        sent: dict[str, _Sent] = {}
-        down = 0
-        for cohort in cohorts(round.participation, self._federation.ranks):
-            hosts = self._hosts(cohort, round)
-            if not hosts:
-                continue
+        placed = [
+            (cohort, hosts)
+            for cohort in cohorts(round.participation, self._federation.ranks)
+            if (hosts := self._hosts(cohort, round))
+        ]
+        peers = {c: peer for _, hosts in placed for peer, clients in hosts.items() for c in clients}
+        if self._federation.config.privacy.secure_aggregation and len(peers) < 2:
+            for client in peers:
+                round.drop(client, "alone in the round: secure aggregation needs two clients at least")
+            placed, peers = [], {}
+        secure = self._secure(state, round, peers)
+        asked: list[_Asked] = []
+        for cohort, hosts in placed:
             received, arrays = self._broadcast(cohort, state)
             discount = self._federation.config.federation.stale_weight**cohort.lag
-            messages = [
-                Message(
-                    RecordDict({FACTS: written(self._order(clients, received, round.number)), **arrays}),
-                    peer.node,
-                    TRAIN,
-                    ttl=engine.deadline + 60,
-                    group_id=str(round.number),
-                )
-                for peer, clients in hosts.items()
-            ]
-            names = self._grid.push_messages(messages)
-            for name, (peer, clients) in zip(names, hosts.items(), strict=True):
-                sent[name] = _Sent(peer, clients, received, discount)
-            down += len(hosts) * sum(message_bytes(record) for record in arrays.values())
-        replies = self._collect(sent, round, time.monotonic() + engine.deadline)
-        up = 0
-        for name, reply in sorted(replies.items(), key=lambda item: sent[item[0]].clients):
-            up += self._take(sent[name], reply, round)
-        round.traffic = {"bytes_up": up, "bytes_down": down}
+            for peer, clients in hosts.items():
+                order = written(self._order(clients, received, round.number))
+                rules = {} if secure is None else {RULES: secure.rules}
+                content = RecordDict({FACTS: order, **arrays, **rules})
+                asked.append(_Asked(peer, content, clients, received, discount))
+        replies = self._messenger.ask(TRAIN, asked, round.number, self._progress(round))
+        for request, reply in sorted(zip(asked, replies, strict=True), key=lambda pair: pair[0].clients):
+            self._take(request, reply, round, secure)
+        if secure is not None:
+            for who, why in secure.finish().items():
+                self._observer.note(f"round {round.number}: {who}: {why}")
+        round.traffic = self._messenger.traffic
+
+    def _progress(self, round: Round) -> Callable[[Request], None]:
+        chosen, done = len(round.participation.reporting), 0
+
+        def heard(request: Request) -> None:
+            nonlocal done
+            assert isinstance(request, _Asked)
+            done += len(request.clients)
+            self._observer.trained(round.number, done, chosen)
+
+        return heard
+
+    def _secure(self, state: ServerState, round: Round, hosts: Mapping[int, Peer]) -> SecureUploads | None:
+        """Secure aggregation of these clients' uploads, if the recipe has it."""
+        config = self._federation.config
+        if not config.privacy.secure_aggregation or not hosts:
+            return None
+        by_node = {peer.node: peer for peer in hosts.values()}
+
+        def exchange(kind: str, messages: Mapping[int, RecordDict]) -> dict[int, RecordDict | str]:
+            requests = [Request(by_node[node], content) for node, content in messages.items()]
+            return dict(zip(messages, self._messenger.ask(kind, requests, round.number), strict=True))
+
+        nodes = {client: peer.node for client, peer in hosts.items()}
+        weights = [peer.weight(client, config.federation.weighting) for client, peer in hosts.items()]
+        return SecureUploads(self._federation, round, bare(state.adapter), nodes, weights, exchange)
 
     def _hosts(self, cohort: Cohort, round: Round) -> Mapping[Peer, tuple[int, ...]]:
         """A cohort's clients by the node that trains them; the others are dropped."""
-        busy = set(self._late.values())
+        busy = self._messenger.busy
         found: dict[Peer, list[int]] = {}
         for client in cohort.clients:
             peer = self._roster.host(client)
@@ -136,70 +159,36 @@ class Session:
             scale=received.scale,
         )
 
-    def _collect(self, sent: Mapping[str, _Sent], round: Round, until: float) -> dict[str, Message]:
-        """Replies until all are there or time is up; who is missing then is dropped and remembered as late."""
-        replies: dict[str, Message] = {}
-        waiting = set(sent)
-        pause = 0.02
-        chosen, done = len(round.participation.reporting), 0
-        while waiting:
-            found = list(self._grid.pull_messages(waiting))
-            for reply in found:
-                name = reply.metadata.reply_to_message_id
-                waiting.discard(name)
-                replies[name] = reply
-                done += len(sent[name].clients)
-                self._observer.trained(round.number, done, chosen)
-            if not waiting or (not found and time.monotonic() >= until):
-                break
-            if not found:
-                time.sleep(pause)
-                pause = min(0.2, 1.5 * pause)
-        limit = self._federation.config.engine.deadline
-        for name in waiting:
-            self._late[name] = sent[name].peer.node
-            for client in sent[name].clients:
-                round.drop(client, f"node {sent[name].peer.name!r} did not answer within {limit:g} s")
-        return replies
-
-    def _free(self) -> None:
-        """Forget late messages that have been answered since, or whose node has left."""
-        if not self._late:
+    def _take(
+        self, asked: _Asked, reply: RecordDict | str, round: Round, secure: SecureUploads | None
+    ) -> None:
+        """Take in a reply, or that there is none."""
+        if isinstance(reply, str):
+            self._observer.note(f"round {round.number}: {reply}")
+            for client in asked.clients:
+                round.drop(client, reply) if secure is None else secure.lose(client, reply)
             return
-        for reply in self._grid.pull_messages(list(self._late)):
-            self._late.pop(reply.metadata.reply_to_message_id, None)
-        here = set(self._grid.get_node_ids())
-        self._late = {name: node for name, node in self._late.items() if node in here}
-
-    def _take(self, sent: _Sent, reply: Message, round: Round) -> int:
-        """Take in a reply; returns the bytes of its arrays."""
-        where = f"node {sent.peer.name!r}"
-        if reply.has_error():
-            reason = failure(reply)
-            reason = reason if where in reason else f"{where}: {reason}"
-            self._observer.note(f"round {round.number}: {reason}")
-            for client in sent.clients:
-                round.drop(client, reason)
-            return 0
-        size = sum(message_bytes(record) for record in reply.content.array_records.values())
-        for client in sent.clients:
+        where = f"node {asked.peer.name!r}"
+        if secure is not None:
+            secure.take(reply, asked.clients, where)
+            return
+        for client in asked.clients:
             try:
-                update, told = self._update(client, sent, reply.content, round.number, where)
+                update, told = self._update(client, asked, reply, round.number, where)
                 round.receive(update, told)
             except AdapterError as error:
                 round.rejected[client] = str(error)
                 self._observer.note(f"round {round.number}: client {client} is rejected: {error}")
-        return size
 
     def _update(
-        self, client: int, sent: _Sent, content: RecordDict, number: int, where: str
+        self, client: int, asked: _Asked, content: RecordDict, number: int, where: str
     ) -> tuple[Update, dict[str, float]]:
         """A client's update, checked.
 
         Raises:
             AdapterError: it is not what was asked for.
         """
-        method, received = self._federation.method, sent.received
+        method, received = self._federation.method, asked.received
         where = f"{where}, client {client}"
         measurements = content.metric_records.get(metrics_name(client))
         if self._federation.config.privacy.mechanism == "local":
@@ -217,5 +206,5 @@ class Session:
         device = self._federation.base.device
         own = {key: tensor.to(device) for key, tensor in arrays.items()}
         adapter = Adapter.from_tensors({**received.tensors(), **own}, received.scale)
-        weight = sent.peer.weight(client, self._federation.config.federation.weighting) * sent.weight
+        weight = asked.peer.weight(client, self._federation.config.federation.weighting) * asked.weight
         return Update(client, adapter, weight, loss), measured

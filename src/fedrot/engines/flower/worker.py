@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from flwr.app import RecordDict
+from torch import Tensor
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
@@ -30,10 +32,12 @@ from fedrot.engines.flower.messages import (
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.flower.node_data import Local, prepare_node
 from fedrot.engines.flower.records import to_arrays
+from fedrot.engines.flower.secagg.parties import Parties, Share
+from fedrot.engines.flower.secagg.wire import SECURE, unpack_rules
 from fedrot.engines.flower.versions import version
 from fedrot.engines.shared import Shared
 from fedrot.engines.training import Group, Task, groups, train_clients
-from fedrot.errors import AdapterError, ConfigError, ModelError
+from fedrot.errors import AdapterError, ConfigError, ModelError, SecureAggregationError
 from fedrot.methods import Trainable
 from fedrot.privacy import check_secret
 from fedrot.server import bare
@@ -50,7 +54,8 @@ class _Held:
 class Worker:
     """Serves one node. It lives as long as the node does, so that nothing is loaded twice.
 
-    A worker answers messages one at a time. Nothing of a round outlasts its reply.
+    A worker answers messages one at a time. Nothing of a round outlasts its reply, but in a round of secure aggregation
+    the vectors and keys of this node's clients, until its last message or the next round.
     """
 
     def __init__(self, settings: NodeSettings, local: Local | None = None) -> None:
@@ -65,6 +70,7 @@ class Worker:
         self._shared = Shared()
         self._held: _Held | None = None
         self._budget = Budget(settings)
+        self._parties = Parties(self._where)
 
     def handle(self, message_type: str, content: RecordDict) -> RecordDict:
         """The reply to a message.
@@ -77,7 +83,10 @@ class Worker:
             return self._hello(read(Hello, content, self._where))
         if message_type == TRAIN:
             return self._train(content)
-        raise AdapterError(f"{self._where}: message type {message_type!r}: expected {HELLO!r} or {TRAIN!r}")
+        if message_type == SECURE:
+            return self._parties.handle(content)
+        known = ", ".join(repr(kind) for kind in (HELLO, TRAIN, SECURE))
+        raise AdapterError(f"{self._where}: message type {message_type!r}: expected one of {known}")
 
     @property
     def _where(self) -> str:
@@ -116,11 +125,25 @@ class Worker:
         received = received.map(lambda tensor: tensor.to(local.device))
         reference = unpack_adapter(content, "reference", local.initial, order.scale, where)
         aligned_to = received if reference is None else reference.map(lambda tensor: tensor.to(local.device))
+        rules = unpack_rules(content, where)
+        if local.clients.config.privacy.secure_aggregation != (rules is not None):
+            raise SecureAggregationError(
+                f"{where}: the recipe has privacy.secure_aggregation = "
+                f"{str(rules is None).lower()}, the server asks otherwise"
+            )
         self._budget.spend(order.clients, local.clients.config.privacy)
-        reply = RecordDict()
+        reply, hidden = RecordDict(), dict[int, Share | str]()
         for clients in groups(local.clients, order.clients):
             task = Task(order.round, clients, received, bare(received), aligned_to)
-            _add(reply, train_clients(local.clients, task), local, order.round)
+            for sends in _sends(train_clients(local.clients, task), local, order.round):
+                if sends.told is not None:
+                    reply[metrics_name(sends.client)] = pack_told(sends.told)
+                if rules is None:
+                    reply[upload_name(sends.client)] = to_arrays(sends.arrays)
+                else:
+                    hidden[sends.client] = _share(sends, local)
+        if rules is not None:
+            self._parties.join(reply, rules.session(order.round), hidden)
         local.clients.model.unload()
         return reply
 
@@ -162,13 +185,26 @@ class Worker:
             ) from error
 
 
-def _add(reply: RecordDict, group: Group, local: Local, round: int) -> None:
-    """Write what each client of a group sends into the reply."""
+@dataclass(frozen=True)
+class _Sends:
+    """What one client has to send."""
+
+    client: int
+    arrays: Mapping[str, Tensor]
+    told: Told | None
+    """None where its privacy forbids to tell anything."""
+    finite: bool
+
+
+def _sends(group: Group, local: Local, round: int) -> Iterator[_Sends]:
+    """What each client of a group has to send."""
     method = local.clients.method
     silent = local.clients.config.privacy.mechanism == "local"  # not even that training failed
     sent: Trainable = method.uploads(round)
     losses = group.trained.loss.tolist()
     drifts = drift(group.trained.adapter, group.start).tolist()
+    usable = group.upload.adapter.finite(stacked=True)
+    finite = (usable if silent else group.trained.finite & usable).tolist()
     rotation = group.upload.rotation
     for index, client in enumerate(group.trained.clients):
         adapter: Adapter = replace(group.upload.adapter.select(index), residual={})
@@ -182,7 +218,14 @@ def _add(reply: RecordDict, group: Group, local: Local, round: int) -> None:
                 "flips": float(rotation.flipped[:, index].sum()),
             }
         told = Told(losses[index], group.steps[index], len(local.clients.rows[client]), drifts[index], turned)
-        reply[upload_name(client)] = to_arrays(arrays)
-        if silent:
-            continue
-        reply[metrics_name(client)] = pack_told(told)
+        yield _Sends(client, arrays, None if silent else told, finite[index])
+
+
+def _share(sends: _Sends, local: Local) -> Share | str:
+    """What a client brings to secure aggregation: arrays and a weight, or why it stays away."""
+    if not sends.finite:
+        return "non-finite loss or update"
+    weighted = local.clients.config.federation.weighting == "samples"
+    # The reply must not keep a stack of clients in memory, of which this is a view.
+    arrays = {key: tensor.clone() for key, tensor in sends.arrays.items()}
+    return arrays, len(local.clients.rows[sends.client]) if weighted else 1
