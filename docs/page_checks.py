@@ -50,6 +50,14 @@ def check_commands(block: str) -> None:
         command = group.get_command(context, line[1])
         if command is None:
             raise ValueError(f"no command {line[1]!r}")
+        if isinstance(command, click.Group):
+            if len(line) == 2:
+                continue
+            line = [line[0], *line[2:]]
+            context = click.Context(command, parent=context)
+            command = command.get_command(context, line[1])
+            if command is None:
+                raise ValueError(f"no command {line[1]!r}")
         given = command.make_context(line[1], line[2:], parent=context).params
         if line[1] == "compare":
             check_comparison(given)

@@ -40,7 +40,7 @@ class Process:
     def said(self) -> str:
         return self.log.read_text("utf-8", "replace")
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 400.0) -> int:
         return self.process.wait(seconds)
 
     def stop(self) -> None:
@@ -53,7 +53,7 @@ class Process:
                 self.process.wait()
 
 
-def eventually(happens: Callable[[], Any], seconds: float = 60.0) -> Any:
+def eventually(happens: Callable[[], Any], seconds: float = 400.0) -> Any:
     """The first true value of `happens`; fails after so many seconds."""
     until = time.monotonic() + seconds
     while not (found := happens()):

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import httpx
 from flwr.supercore.constant import TaskType
@@ -23,6 +24,10 @@ from fedrot.engines.flower.deploy.pki import write_secret
 from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, readable
 from fedrot.engines.flower.deploy.runtime import Runtime
 from fedrot.errors import ConfigError, OutputError
+from fedrot.rundir import write_whole
+
+_START = 120.0
+"""Seconds that the SuperLink has to start."""
 
 
 class ServerSupervisor:
@@ -97,13 +102,20 @@ class ServerSupervisor:
             return Child("superlink", command, self._env, pass_fds=[descriptor], given=line, told=_pass_on)
 
     def _register(self, superlink: Child) -> None:
-        """Let in the nodes whose keys lie in `keys/`, and no others."""
-        until = time.monotonic() + 60
-        while superlink.running() and not self._stop and time.monotonic() < until:
+        """Let in the nodes whose keys lie in `keys/`, and no others; end the runs of an earlier life."""
+        until = time.monotonic() + _START
+        while superlink.running() and not self._stop:
             try:
                 with control(self._server) as interface:
                     register(interface, self._keys)
-            except ConfigError:
+                    for run in interface.runs():
+                        if run.status in ("starting", "running"):
+                            interface.stop(run.id)
+            except ConfigError as error:
+                if time.monotonic() > until:
+                    raise OutputError(
+                        f"the SuperLink did not answer within {_START:g} s; its log says why"
+                    ) from error
                 time.sleep(0.1)
             else:
                 self._say(
@@ -115,8 +127,7 @@ class ServerSupervisor:
         """Start the server app of a submitted run, and clear away those that ended."""
         for run, child in list(self._apps.items()):
             if not child.running():
-                self._say(f"run {run} {child.ended()}")
-                child.stop()
+                self._settle(run, child)
                 del self._apps[run]
         try:
             task = runtime.acquire(TaskType.SERVER_APP)
@@ -144,6 +155,18 @@ class ServerSupervisor:
         line = json.dumps(given).encode() + b"\n"
         child = Child(f"run {task.run}", module("serverapp_main"), self._env, given=line, told=told)
         self._apps[task.run] = child
+
+    def _settle(self, run: int, child: Child) -> None:
+        """Note how a server app ended that could not do so itself; Flower would take a minute to find out."""
+        told = child.ended()
+        child.stop()
+        self._say(f"run {run} {told}")
+        outcome = self._server.outcome(run)
+        with suppress(ConfigError, httpx.HTTPError), control(self._server) as interface:
+            if not outcome.exists() and interface.run(run).status != "finished":
+                message = f"the process of run {run} {told}; finished rounds are kept, and --resume goes on after them"
+                write_whole(outcome, json.dumps({"exit_code": OutputError.exit_code, "message": message}))
+                interface.stop(run)
 
     def _end(self, *_: object) -> None:
         self._stop = True

@@ -41,9 +41,9 @@ def _noting(run: Any, outcome: Path) -> Any:
     def noted(*arguments: Any, **options: Any) -> Any:
         try:
             result = run(*arguments, **options)
-        except BaseException as error:
+        except Exception as error:  # being stopped is no error, and Flower knows of it
             own = isinstance(error, FedrotError)
-            code = error.exit_code if own else 130 if isinstance(error, KeyboardInterrupt) else 1
+            code = error.exit_code if own else 1
             told = str(error) if own else f"{type(error).__name__}: {error}"
             write_whole(outcome, json.dumps({"exit_code": code, "message": told}))
             raise

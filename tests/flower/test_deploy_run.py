@@ -1,0 +1,256 @@
+"""Runs over a deployed federation, and what it survives: real processes on the loopback, ended by their own numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedrot.config import load_config
+from fedrot.engines.local import run_local
+from fedrot.rundir import RunDirectory
+from tests.flower.deployed import Federation, Process, children, eventually
+
+RECIPE = """
+seed = 3
+[model]
+path = "{model}"
+pooling = "mean"
+[lora]
+rank = 2
+alpha = 4.0
+[task]
+data = "{corpus}"
+max_length = 24
+test_fraction = 0.2
+[partition]
+kind = "dirichlet"
+alpha = 1.0
+min_size = 8
+[method]
+name = "fedrot"
+[train]
+lr = 0.01
+local_steps = 3
+batch_size = 4
+device = "cpu"
+[federation]
+clients = 4
+rounds = 3
+[engine]
+name = "flower"
+deadline = 30
+[output]
+report = false
+"""
+
+
+class Runs:
+    """A federation of two nodes, and recipes for it."""
+
+    def __init__(self, root: Path, model: Path, corpus: Path) -> None:
+        self.root = root
+        self.recipe = root / "recipe.toml"
+        self.recipe.write_text(RECIPE.format(model=model, corpus=corpus), "utf-8")
+        self.federation = Federation(root, 2, recipe=self.recipe)
+        for folder in self.federation.folders:
+            own = f'data = "{corpus}"\nsharding = "recipe"\nmodel = "{model}"\n'
+            with (folder / "node.toml").open("a", encoding="utf-8") as file:
+                file.write(own)
+        self.nodes: list[Process] = []
+        self.count = 0
+
+    def start(self) -> None:
+        self.federation.start_server()
+        self.nodes = [self.federation.start_node(folder) for folder in self.federation.folders]
+
+    def submit(self, *arguments: str | Path, out: str) -> Process:
+        self.count += 1
+        given = ["--dir", self.federation.server_folder, "--out", self.root / out, *arguments]
+        return self.federation.start("run", *given, name=f"run-{self.count}")
+
+    def run(self, *settings: str, out: str) -> Process:
+        overrides = [word for setting in settings for word in ("--set", setting)]
+        return self.submit(self.recipe, *overrides, out=out)
+
+    def records(self, out: str) -> list[dict[str, Any]]:
+        return RunDirectory(self.root / out).records()
+
+    def supervised(self, node: int) -> dict[str, int]:
+        """The numbers of a node's processes."""
+        return children(self.nodes[node].process.pid)
+
+    def rounds(self, out: str, count: int) -> None:
+        """Wait until so many rounds are finished."""
+        eventually(lambda: len(self.records(out)) >= count)
+
+    def last(self, out: str) -> dict[str, Any]:
+        return self.records(out)[-1]
+
+    def training(self, node: int) -> bool:
+        """Whether a node has taken a message that it has not answered."""
+        said = self.nodes[node].said
+        return said.count("Receiving: train message") > said.count("Sending: train message")
+
+    def frozen(self, node: int) -> int:
+        """Stop a node's worker in the middle of a round; returns its number."""
+        worker = self.supervised(node)["worker_main"]
+        os.kill(worker, signal.SIGSTOP)
+        eventually(lambda: self.training(node))
+        return worker
+
+    @contextmanager
+    def long(self, out: str, *settings: str) -> Iterator[Process]:
+        """A run that goes on until the test is over."""
+        process = self.run("federation.rounds=1000", "federation.evaluate_every=1000", *settings, out=out)
+        try:
+            self.rounds(out, 1)
+            yield process
+        finally:
+            process.stop()
+
+    def whole_round(self, out: str) -> None:
+        """Wait for a round in which nobody is missing."""
+        seen = len(self.records(out))
+        eventually(lambda: any(record["dropped"] == 0 for record in self.records(out)[seen:]))
+
+    def goes_on(self, out: str) -> None:
+        """Resume a run for one more round; what was finished stays."""
+        done = len(self.records(out))
+        settings = ["--set", f"federation.rounds={done + 1}", "--set", "federation.evaluate_every=1000"]
+        again = self.submit(self.recipe, "--resume", *settings, out=out)
+        assert again.wait() == 0, again.said
+        assert f"resuming after round {done}" in again.said
+        assert [record["round"] for record in self.records(out)] == list(range(1, done + 2))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
+    made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.federation.stop()
+
+
+@pytest.fixture(scope="module")
+def ongoing(runs: Runs) -> Iterator[Process]:
+    """A run that goes on while tests disturb its nodes; its directory is `ongoing`."""
+    with runs.long("ongoing", "engine.deadline=6") as process:
+        yield process
+
+
+def test_a_killed_worker_is_dropped_with_the_signals_name_and_takes_part_again(runs: Runs, ongoing: Process):
+    worker = runs.frozen(0)
+    os.kill(worker, signal.SIGKILL)
+    eventually(lambda: "SIGKILL (by hand, or out of memory)" in ongoing.said)
+    assert any(record["dropped"] >= 2 for record in runs.records("ongoing"))
+    runs.whole_round("ongoing")
+    assert runs.supervised(0)["worker_main"] != worker
+
+
+def test_a_slow_client_is_dropped_at_the_deadline_and_takes_part_again(runs: Runs, ongoing: Process):
+    worker = runs.frozen(1)
+    try:
+        eventually(lambda: runs.last("ongoing")["dropped"] >= 2)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    runs.whole_round("ongoing")
+    assert runs.supervised(1)["worker_main"] == worker
+
+
+def test_a_killed_supernode_is_dropped_and_comes_back_while_its_worker_stays_warm(
+    runs: Runs, ongoing: Process
+):
+    before = runs.supervised(0)
+    worker = runs.frozen(0)
+    seen = len(runs.records("ongoing"))
+    os.kill(before["supernode_main"], signal.SIGKILL)
+    os.kill(worker, signal.SIGCONT)
+    eventually(lambda: any(record["dropped"] >= 2 for record in runs.records("ongoing")[seen:]))
+    runs.whole_round("ongoing")
+    after = runs.supervised(0)
+    assert after["worker_main"] == worker
+    assert after["supernode_main"] != before["supernode_main"]
+
+
+def test_a_directory_that_a_run_is_writing_to_is_not_resumed(runs: Runs, ongoing: Process):
+    again = runs.submit("--resume", out="ongoing")
+    assert again.wait() == 5
+    assert "is writing there (running)" in again.said
+    assert ongoing.process.poll() is None
+
+
+def test_a_deployed_run_gives_the_adapter_of_the_local_engine(runs: Runs, tmp_path: Path):
+    process = runs.run(out="equal")
+    assert process.wait() == 0, process.said
+    config = load_config(
+        runs.recipe, ["engine.name=local", "federation.group_size=2"]
+    )  # as the nodes' clients train
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        local = run_local(config, RunDirectory(tmp_path / "local"))
+    finally:
+        torch.set_num_threads(threads)
+    there = load_file(runs.root / "equal" / "adapter" / "adapter_model.safetensors")
+    here = load_file(tmp_path / "local" / "adapter" / "adapter_model.safetensors")
+    assert there.keys() == here.keys()
+    assert max(float((there[key] - here[key]).abs().max()) for key in here) < 1e-6
+    assert [record["accuracy"] for record in runs.records("equal")] == [r["accuracy"] for r in local.records]
+
+
+def test_two_runs_at_once_do_not_disturb_each_other_and_workers_stay_warm(runs: Runs):
+    before = [runs.supervised(node) for node in (0, 1)]
+    both = [runs.run("federation.rounds=2", out=name) for name in ("first", "second")]
+    assert [process.wait() for process in both] == [0, 0], both[0].said + both[1].said
+    assert runs.last("first")["accuracy"] == runs.last("second")["accuracy"]
+    assert [runs.supervised(node) for node in (0, 1)] == before
+
+
+def test_an_error_of_the_recipe_on_the_server_has_its_own_exit_code_and_words(runs: Runs):
+    process = runs.run("task.data=/nowhere/texts.csv", out="wrong-data")
+    assert process.wait() == 3
+    assert "error: task.data = '/nowhere/texts.csv': no such file" in process.said
+
+
+def test_an_interrupted_run_is_stopped_and_resumes_after_its_last_round(runs: Runs):
+    with runs.long("interrupted") as process:
+        process.process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    with runs.federation.control() as interface:
+        ended = next(run for run in interface.runs() if run.out.endswith("/interrupted"))
+        eventually(lambda: interface.run(ended.id).status == "finished")
+        assert interface.run(ended.id).outcome == "stopped"
+    runs.goes_on("interrupted")
+
+
+def test_a_killed_server_app_is_no_success_and_loses_no_round(runs: Runs):
+    with runs.long("killed-app") as process:
+        assert runs.federation.superlink is not None
+        os.kill(children(runs.federation.superlink.process.pid)["serverapp_main"], signal.SIGKILL)
+        assert process.wait() == 5
+    assert "was ended by SIGKILL" in process.said
+    assert "finished rounds are kept" in process.said
+    numbers = [record["round"] for record in runs.records("killed-app")]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_killed_superlink_loses_no_round_and_the_run_goes_on_once_it_is_back(runs: Runs):
+    with runs.long("killed-superlink") as process:
+        superlink = runs.federation.superlink
+        assert superlink is not None
+        os.kill(children(superlink.process.pid)["superlink_main"], signal.SIGKILL)
+        assert superlink.wait() == 5
+        assert process.wait() == 5
+    assert "the server went away" in process.said
+    runs.federation.start_server()
+    runs.goes_on("killed-superlink")
