@@ -8,12 +8,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from fedrot.deploy_cli import app as deploy_app
 from fedrot.errors import FedrotError
@@ -89,6 +88,7 @@ def run(
 ) -> None:
     """Fine-tune across clients as a recipe says, and write adapter, metrics and report to a run directory."""
     from fedrot.engines.run import run as run_recipe
+    from fedrot.outcome import print_outcome
     from fedrot.progress import make_observer
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -106,7 +106,7 @@ def run(
                 f"interrupted; finished rounds are kept: continue with `fedrot run --resume --out {where}`"
             )
             raise typer.Exit(130) from None
-        _print_result(result.directory, result.summary)
+        print_outcome(out, result.directory, result.summary)
 
 
 @app.command(epilog=COMPARE_EXAMPLES.replace("\n", "\n\n"))
@@ -279,38 +279,6 @@ def methods_() -> None:
         out.print(f"    {escape(summary)}", soft_wrap=True)
         if options:
             out.print(f"    {escape(options)}", soft_wrap=True)
-
-
-def _print_result(directory: Path, summary: dict[str, Any]) -> None:
-    from fedrot.report import final_rows
-
-    headers, rows = final_rows(directory)
-    table = Table(box=None, pad_edge=False)
-    for header in headers:
-        table.add_column(header, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
-    final, floor = summary["final"], summary["probe"]
-    out.print(f"\nfinal test accuracy {final['accuracy']:.4f} after round {final['round']}")
-    if summary["best_validation_round"] is not None:
-        best = summary["best_validation"]
-        out.print(f"at the best round on validation ({best['round']}): test accuracy {best['accuracy']:.4f}")
-    if floor:
-        out.print(
-            _compared("linear probe, same federation without adapter (the floor)", floor, final),
-            soft_wrap=True,
-        )
-        told = "linear probe fitted centrally on all clients' data, penalty tuned"
-        out.print(_compared(told, floor["central"], final), soft_wrap=True)
-    for name in ("report.html", "adapter"):
-        if (directory / name).exists():
-            out.print(f"{name.removesuffix('.html') + ':':8} {escape(str(directory / name))}", soft_wrap=True)
-
-
-def _compared(name: str, probe: dict[str, Any], final: dict[str, Any]) -> str:
-    gain = 100 * (final["accuracy"] - probe["accuracy"])
-    return f"{name}: {probe['accuracy']:.4f}; the adapter is {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}"
 
 
 def _interrupt(*_: object) -> None:

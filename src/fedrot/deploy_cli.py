@@ -133,6 +133,7 @@ def run(
     from fedrot.engines.flower.deploy.control import control
     from fedrot.engines.flower.deploy.layout import load_server
     from fedrot.engines.flower.deploy.run import follow, submit
+    from fedrot.outcome import print_outcome
     from fedrot.progress import Display
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -168,6 +169,9 @@ def run(
                 soft_wrap=True,
             )
             raise typer.Exit(130) from None
+        print_outcome(
+            out, submitted.directory.path, json.loads(submitted.directory.summary.read_text("utf-8"))
+        )
 
 
 @app.command()

@@ -1,0 +1,43 @@
+"""The last lines of a run on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> None:
+    """Print the table of rounds, the final accuracy beside the floor, and where report and adapter lie."""
+    from fedrot.report import final_rows
+
+    headers, rows = final_rows(directory)
+    table = Table(box=None, pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    final, floor = summary["final"], summary["probe"]
+    out.print(f"\nfinal test accuracy {final['accuracy']:.4f} after round {final['round']}")
+    if summary["best_validation_round"] is not None:
+        best = summary["best_validation"]
+        out.print(f"at the best round on validation ({best['round']}): test accuracy {best['accuracy']:.4f}")
+    if floor:
+        out.print(
+            _compared("linear probe, same federation without adapter (the floor)", floor, final),
+            soft_wrap=True,
+        )
+        told = "linear probe fitted centrally on all clients' data, penalty tuned"
+        out.print(_compared(told, floor["central"], final), soft_wrap=True)
+    for name in ("report.html", "adapter"):
+        if (directory / name).exists():
+            out.print(f"{name.removesuffix('.html') + ':':8} {escape(str(directory / name))}", soft_wrap=True)
+
+
+def _compared(name: str, probe: dict[str, Any], final: dict[str, Any]) -> str:
+    gain = 100 * (final["accuracy"] - probe["accuracy"])
+    return f"{name}: {probe['accuracy']:.4f}; the adapter is {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}"
