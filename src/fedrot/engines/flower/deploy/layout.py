@@ -26,7 +26,7 @@ class ServerFile(Section):
     """Port on the loopback for control and for the server app; 0: a free one."""
     request_limit_mb: int = Field(default=32, gt=0)
     """Largest request a node may send. Flower cuts arrays into pieces of 5 MB."""
-    poll: float = Field(default=0.2, ge=0.05, le=60)
+    poll: float = Field(default=1.0, ge=0.05, le=60)
     """Seconds between two looks for a submitted run."""
 
 
