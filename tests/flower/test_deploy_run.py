@@ -18,6 +18,8 @@ from fedrot.engines.local import run_local
 from fedrot.rundir import RunDirectory
 from tests.flower.deployed import Federation, Process, children, eventually
 
+pytestmark = pytest.mark.processes
+
 RECIPE = """
 seed = 3
 [model]

@@ -28,6 +28,8 @@ from fedrot.engines.flower.deploy.init import keygen
 from fedrot.engines.flower.deploy.pki import check_private_key, make_certificates
 from tests.flower.deployed import Federation, children, eventually
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:

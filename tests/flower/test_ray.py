@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 
 from fedrot.config import RunConfig
 from fedrot.engines.run import run
+
+pytestmark = pytest.mark.processes
 
 
 def test_nodes_in_processes_of_their_own_give_the_adapter_of_the_local_engine(
