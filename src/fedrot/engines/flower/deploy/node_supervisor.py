@@ -17,6 +17,7 @@ from fedrot.engines.flower.deploy.connect import check_server
 from fedrot.engines.flower.deploy.executor import Executor, GaveUp, TaskLost
 from fedrot.engines.flower.deploy.layout import private_folder
 from fedrot.engines.flower.deploy.online import Online
+from fedrot.engines.flower.deploy.patience import ALERT, NEAR
 from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, readable
 from fedrot.engines.flower.deploy.runtime import Runtime
 from fedrot.engines.flower.deploy.warm import WORKER, WarmWorker
@@ -87,12 +88,14 @@ class NodeSupervisor:
         child = self._supernode = self._start(port, secret)
         runtime = Runtime(f"127.0.0.1:{port}", secret)
         executor = Executor(runtime, self._worker, self._node.settings.name, self._given_up)
-        told = ""
+        told, worked = "", time.monotonic()
         try:
             while child.running() and not self._stop:
-                if not executor.step():
+                if executor.step():
+                    worked = time.monotonic()
+                else:
                     self._worker.check()
-                    time.sleep(self._node.poll)
+                    time.sleep(NEAR if time.monotonic() - worked < ALERT else self._node.poll)
         except TaskLost as error:
             told = str(error)
         except GaveUp:

@@ -6,6 +6,9 @@ import sys
 import time
 from typing import Any
 
+NEAR = 0.05
+"""Seconds between two looks for what another process of this machine is about to hand over."""
+
 FIRST_WAIT = 0.05
 """Seconds until an object that is still on its way is asked for again; Flower waits 1, and twice as long each time."""
 
@@ -22,10 +25,12 @@ class Impatient:
 
     def sleep(self, seconds: float) -> None:
         """Sleep, but not long. Flower sleeps 3 seconds without a message, half a one while it waits for an answer."""
+        now = time.monotonic()
         if seconds < 1:
-            self._worked = time.monotonic()
-        alert = time.monotonic() - self._worked < ALERT
-        time.sleep(min(seconds, self._longest) if alert else seconds)
+            self._worked = now
+            time.sleep(NEAR)
+        else:
+            time.sleep(min(seconds, self._longest) if now - self._worked < ALERT else seconds)
 
     def __getattr__(self, name: str) -> object:
         return getattr(time, name)
