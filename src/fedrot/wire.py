@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrot.core.adapter import Adapter
 from fedrot.errors import AdapterError
+from fedrot.methods import Method
 
 
 def encode(adapter: Adapter, *, a: bool = True, b: bool = True, head: bool = True) -> bytes:
@@ -44,6 +45,12 @@ def decode(message: bytes, like: Adapter) -> Adapter:
 def travelling(adapter: Adapter, *, a: bool = True, b: bool = True, head: bool = True) -> dict[str, Tensor]:
     """The tensors of an adapter that a message holds: the chosen factors, the head if chosen, and any residual."""
     return {key: tensor for key, tensor in adapter.tensors().items() if _travels(key, a, b, head)}
+
+
+def uploaded(method: Method, adapter: Adapter, round: int) -> dict[str, Tensor]:
+    """The tensors of an adapter that clients of a method upload in a round, counted from 1."""
+    sent = method.uploads(round)
+    return travelling(adapter, a=sent.a, b=sent.b, head=method.shares_head)
 
 
 def _travels(key: str, a: bool, b: bool, head: bool) -> bool:

@@ -163,6 +163,15 @@ def test_declared_labels_number_the_classes(apart: Make, tables: Path, tmp_path:
     assert result.summary["labels"] == ["sport", "poetry", "money", "code"]
 
 
+@pytest.mark.parametrize("engine", [{"name": "local"}, {"name": "flower"}])
+def test_on_one_machine_data_that_lies_with_nodes_is_refused(
+    apart: Make, tmp_path: Path, engine: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"task.data = 'nodes'.*fedrot deploy run"):
+        run(apart(engine=engine), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_server_needs_examples_to_test_on(apart: Make) -> None:
     with pytest.raises(ConfigError, match=r"task.test_data: missing"):
         prepare(apart(task={"data": "nodes"}))

@@ -43,9 +43,8 @@ def client_of(reply: Message) -> int:
     return int(next(iter(reply.content.metric_records)).removeprefix("metrics-"))
 
 
-def test_a_client_that_raises_is_dropped_with_the_reason(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def exhaust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Node 2 runs out of memory whenever it trains."""
     original = Worker.handle
 
     def handle(self: Worker, message_type: str, content: Any) -> Any:
@@ -54,6 +53,12 @@ def test_a_client_that_raises_is_dropped_with_the_reason(
         return original(self, message_type, content)
 
     monkeypatch.setattr(Worker, "handle", handle)
+
+
+def test_a_client_that_raises_is_dropped_with_the_reason(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exhaust(monkeypatch)
     heard = Heard()
     result = run(small(), out=tmp_path / "run", observer=heard)
     for record in result.records:
@@ -66,14 +71,7 @@ def test_a_client_that_raises_is_dropped_with_the_reason(
 def test_the_report_names_why_a_client_was_lost_and_draws_no_line_that_was_not_measured(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Worker.handle
-
-    def handle(self: Worker, message_type: str, content: Any) -> Any:
-        if self.settings.name == "node-2" and message_type == "train":
-            raise MemoryError("no memory left")
-        return original(self, message_type, content)
-
-    monkeypatch.setattr(Worker, "handle", handle)
+    exhaust(monkeypatch)
     config = small(output__report=True, federation__rounds=3)
     result = run(config, out=tmp_path / "run")
     assert result.records[0]["aggregation_error_relative_unaligned"] > 0, "round 1 is not rotated"
@@ -144,6 +142,61 @@ def test_measurements_that_are_missing_reject_the_client(small: Small, tmp_path:
 
     result = disturbed_run(small(), tmp_path / "run", disturb)
     assert "steps = None: expected a number" in result.records[0]["rejected_clients"]["3"]
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ({"steps": math.nan}, "steps = nan: expected a whole number"),
+        ({"examples": math.inf}, "examples = inf: expected a whole number"),
+        ({"steps": -1}, "steps = -1: expected a whole number"),
+        ({"drift": math.nan}, "non-finite"),
+    ],
+)
+def test_counts_that_are_none_reject_the_client_and_not_the_run(
+    small: Small, tmp_path: Path, lie: dict[str, float], said: str
+) -> None:
+    def disturb(reply: Message) -> Message:
+        if round_of(reply) and client_of(reply) == 3:
+            told = {**reply.content.metric_records["metrics-3"], **lie}
+            reply.content["metrics-3"] = MetricRecord(told)
+        return reply
+
+    result = disturbed_run(small(federation__rounds=1), tmp_path / "run", disturb)
+    assert result.records[0]["client_ids"] == [0, 1, 2]
+    assert said in result.records[0]["rejected_clients"]["3"]
+
+
+def test_where_all_nodes_are_late_the_next_round_waits_for_one_and_does_not_pass_without_training(
+    small: Small, tmp_path: Path
+) -> None:
+    federation = prepare(small(engine__nodes=1, engine__deadline=0.5))
+    grid = in_process_grid(federation)
+    pull, kept, asked = grid.pull_messages, dict[str, Message](), dict[str, int]()
+
+    def pulled(names: Any) -> list[Message]:
+        """The reply of round 1 comes when it is asked for the third time after its round."""
+        names, found = list(names), list[Message]()
+        for reply in pull(names):
+            if round_of(reply) == 1:
+                kept[reply.metadata.reply_to_message_id] = reply
+            else:
+                found.append(reply)
+        for name in names:
+            if name in kept and ended:
+                asked[name] = asked.get(name, 0) + 1
+                found += [kept.pop(name)] if asked[name] == 3 else []
+        return found
+
+    class Watcher(Observer):
+        def finished(self, record: Any) -> None:
+            ended.append(record["round"])
+
+    ended: list[int] = []
+    grid.pull_messages = pulled  # type: ignore[method-assign]
+    records = serve(grid, federation, RunDirectory(tmp_path / "run"), Watcher()).records
+    assert [record["clients"] for record in records] == [0, 4]
+    assert not kept
 
 
 def test_a_node_that_is_late_is_dropped_at_the_deadline_and_joins_in_when_it_has_answered(
@@ -256,6 +309,8 @@ def welcome_with(**other: Any) -> Callable[[Message], Message]:
         ({"examples": [0]}, r"client 1 has no examples"),
         ({"ranks": [7]}, r"rank = 7: expected 1 to lora.rank = 2"),
         ({"clients": "all"}, r"clients = 'all': expected"),
+        ({"clients": ["1"]}, r"clients = \['1'\]: expected list\[int\]"),
+        ({"clients": [1, 1], "examples": [60, 60], "ranks": [0, 0]}, r"names a client twice: \[1, 1\]"),
     ],
 )
 def test_a_node_that_does_not_fit_is_refused_at_the_handshake(
@@ -338,7 +393,7 @@ def test_every_kind_of_participation_gives_the_numbers_of_the_local_engine(
     [
         ({"method": {"name": "fedsa"}}, "method.name = 'fedsa': it leaves parts of the model with clients"),
         ({"output__diagnostics": True}, "output.diagnostics = true"),
-        ({"task__data": "nodes", "task__test_data": "corpus.csv"}, "no such file|deployed federation"),
+        ({"task__data": "nodes", "task__test_data": "corpus.csv"}, "nodes of a deployed federation"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused(

@@ -270,7 +270,9 @@ def test_methods_that_a_strategy_cannot_carry_out_are_refused_with_the_reason(
 def test_every_other_method_runs():
     refused = {"fedsa", "fedex", "flora", "fedmomentum", "ffa", "rolora", "fedsvd", "florist", "rescale"}
     for name in fedrot.methods().keys() - refused - {"random-rotation"}:
-        run(FedRotStrategy(flower.FedAvg(**NODES), name), [FedRotMod()], rounds=1)
+        result = run(FedRotStrategy(flower.FedAvg(**NODES), name), [FedRotMod()], rounds=1)
+        assert all(np.isfinite(array).all() for array in arrays_of(result).values()), name
+        assert result.train_metrics_clientapp[1]["fedrot-rejected"] == 0, name
 
 
 @pytest.mark.parametrize(

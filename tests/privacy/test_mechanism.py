@@ -16,7 +16,8 @@ from fedrot.core import Adapter, Factors
 from fedrot.core.adapter import stack, weighted_mean
 from fedrot.errors import AdapterError
 from fedrot.methods import Method, Update, build
-from fedrot.privacy import Noise, clip, private_mean, protect, seeded_noise, travelling
+from fedrot.privacy import Noise, clip, private_mean, protect, seeded_noise
+from fedrot.wire import uploaded
 from tests.methods.rounds import received, train
 
 METHODS = ("fedit", "fedrot", "ffa", "rolora", "rescale", "random-rotation")
@@ -61,7 +62,7 @@ def test_no_client_of_a_stack_exceeds_the_clip_and_those_below_keep_their_bits(
 ) -> None:
     method, start = make(name), received()
     uploads = group(method, start, round=round)
-    keys = travelling(method, start, round)
+    keys = tuple(uploaded(method, start, round))
     clipped = clip(uploads, start, keys, limit)
     before, after = update_norms(uploads, start, keys), update_norms(clipped.adapter, start, keys)
     assert clipped.norm.tolist() == pytest.approx(before, rel=1e-12)
@@ -76,7 +77,7 @@ def test_no_client_of_a_stack_exceeds_the_clip_and_those_below_keep_their_bits(
 
 def test_a_stack_is_clipped_as_its_clients_one_by_one() -> None:
     method, start = make(), received()
-    uploads, keys = group(method, start), travelling(method, start, 2)
+    uploads, keys = group(method, start), tuple(uploaded(method, start, 2))
     together = clip(uploads, start, keys, 0.5).adapter
     for index in range(5):
         alone = clip(stack([uploads.select(index)]), start, keys, 0.5).adapter.select(0).tensors()
@@ -87,7 +88,7 @@ def test_a_stack_is_clipped_as_its_clients_one_by_one() -> None:
 
 def test_clipping_keeps_the_direction() -> None:
     method, start = make(), received()
-    uploads, keys = group(method, start), travelling(method, start, 2)
+    uploads, keys = group(method, start), tuple(uploaded(method, start, 2))
     made = clip(uploads, start, keys, 0.5).adapter
     for key in keys:
         was, now = (x.tensors()[key][4].double() - start.tensors()[key].double() for x in (uploads, made))
@@ -97,7 +98,7 @@ def test_clipping_keeps_the_direction() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_update_that_is_not_finite_becomes_zero_and_leaves_its_neighbours_alone(bad: float) -> None:
     method, start = make(), received()
-    uploads, keys = group(method, start), travelling(method, start, 2)
+    uploads, keys = group(method, start), tuple(uploaded(method, start, 2))
     clean = clip(uploads, start, keys, 0.5).adapter.select(1).tensors()
     uploads.head["classifier.weight"][2, 0, 0] = bad
     made = clip(uploads, start, keys, 0.5)
@@ -108,7 +109,7 @@ def test_an_update_that_is_not_finite_becomes_zero_and_leaves_its_neighbours_alo
 
 def test_only_what_travels_is_measured_clipped_and_noised() -> None:
     method, start = make("ffa"), received()
-    keys = travelling(method, start, 2)
+    keys = tuple(uploaded(method, start, 2))
     assert all(not key.endswith("/a") for key in keys)
     uploads = group(method, start, 3)
     made = protect(
@@ -127,7 +128,7 @@ def flat(adapter: Adapter, keys: Sequence[str]) -> Tensor:
 def test_one_client_moves_the_mean_by_no_more_than_the_accounted_sensitivity(name: str) -> None:
     """Every pair of neighbouring federations of three clients with four candidate data sets each."""
     method, start, limit, chosen = make(name), received(), 0.4, 3
-    keys, spec = travelling(method, start, 2), settings(clip=0.4)
+    keys, spec = tuple(uploaded(method, start, 2)), settings(clip=0.4)
     candidates = [
         method.before_upload(train(method, start, 10 * seed, drift=drift), start, 2, clients=[seed]).adapter
         for seed, drift in enumerate((0.01, 0.2, 1.0, 50.0))
@@ -163,7 +164,7 @@ def test_one_client_moves_the_mean_by_no_more_than_the_accounted_sensitivity(nam
 
 def test_weights_are_not_read_and_a_client_that_drops_out_counts_as_no_change() -> None:
     method, start = make(), received()
-    keys = travelling(method, start, 2)
+    keys = tuple(uploaded(method, start, 2))
     one = train(method, start, 1)
     updates = [Update(3, one, 1e6)]
     alone = private_mean(method, updates, start, 2, settings(clip=1e6, noise=0.0), 4, no_noise).update.adapter
@@ -173,7 +174,7 @@ def test_weights_are_not_read_and_a_client_that_drops_out_counts_as_no_change() 
 
 def test_noise_stays_the_same_when_clients_drop_out() -> None:
     method, start = make(), received()
-    spec, keys = settings(clip=0.5, noise=2.0), travelling(method, start, 2)
+    spec, keys = settings(clip=0.5, noise=2.0), tuple(uploaded(method, start, 2))
     updates = [Update(c, train(method, start, c), 1.0) for c in range(4)]
     for count in (0, 1, 4):
         noisy, clean = (
@@ -193,7 +194,7 @@ def constant(value: float) -> Noise:
 def test_local_noise_is_each_clients_own_and_of_the_accounted_size() -> None:
     method, start = make(), received()
     uploads = group(method, start, 40)
-    keys = travelling(method, start, 2)
+    keys = tuple(uploaded(method, start, 2))
     spec = settings(mechanism="local", clip=0.3, noise=1.5)
     made = protect(method, uploads, start, 2, spec, [seeded_noise(9, 2, client) for client in range(40)])
     clean = clip(uploads, start, keys, 0.3).adapter
@@ -210,7 +211,7 @@ def test_noise_lies_on_a_grid_that_does_not_depend_on_the_data() -> None:
     method, start = make(), received(round=1)
     start = start.map(torch.zeros_like)  # so that nothing is added to the noised update
     uploads = group(method, start, 2)
-    keys, spec = travelling(method, start, 2), settings(mechanism="local", clip=1.0, noise=1.0)
+    keys, spec = tuple(uploaded(method, start, 2)), settings(mechanism="local", clip=1.0, noise=1.0)
     made = protect(method, uploads, start, 2, spec, [seeded_noise(9, 2, client) for client in range(2)])
     steps = flat(made.adapter, keys) * 2.0**20
     assert torch.equal(steps, steps.round())
@@ -218,7 +219,7 @@ def test_noise_lies_on_a_grid_that_does_not_depend_on_the_data() -> None:
 
 def test_the_server_clips_what_a_client_did_not() -> None:
     method, start = make(), received()
-    keys = travelling(method, start, 2)
+    keys = tuple(uploaded(method, start, 2))
     wild = train(method, start, 1, drift=1e4)
     mean = private_mean(
         method, [Update(0, wild, 1.0)], start, 2, settings(clip=0.5), 1, no_noise
@@ -261,7 +262,7 @@ def test_rotation_comes_before_the_clip_which_would_not_bound_it() -> None:
     a = torch.tensor([[1.0, 0, 0], [0, 1e-3, 0], [0, 0, 1e-3]])
     start = Adapter({"site": Factors(a, torch.eye(3).repeat(2, 1))})
     turned = Adapter({"site": Factors(torch.diag(torch.tensor([1.0, -1e-3, -1e-3])), start.sites["site"].b)})
-    keys, limit = travelling(method, start, 3), 0.01
+    keys, limit = tuple(uploaded(method, start, 3)), 0.01
     small = stack([turned])
     assert max(update_norms(small, start, keys)) < limit, "the trained update is within the clip"
     first = method.before_upload(clip(small, start, keys, limit).adapter, start, 3).adapter

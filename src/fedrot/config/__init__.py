@@ -5,7 +5,7 @@ named method or partitioner; those are checked against it when it is built (`fed
 `fedrot.partition`), with the same strictness.
 """
 
-from fedrot.config.load import differences, load_config, parse_as, parse_config, read_recipe
+from fedrot.config.load import differences, load_as, load_config, parse_as, parse_config, read_recipe
 from fedrot.config.overrides import apply_override, apply_overrides
 from fedrot.config.sections import (
     FederationConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "apply_override",
     "apply_overrides",
     "differences",
+    "load_as",
     "load_config",
     "parse_as",
     "parse_config",

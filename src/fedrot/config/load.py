@@ -47,15 +47,34 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: unreadable file or bad TOML.
     """
-    path = Path(path)
+    return _read_toml(Path(path), f"recipe '{path}'", "give the path of a TOML file")
+
+
+def load_as(kind: type[Settings], path: Path, remedy: str) -> Settings:
+    """Read a TOML file as settings of `kind`, as strictly as a recipe.
+
+    Args:
+        kind: what to make of it.
+        path: of the file.
+        remedy: what to do if it is not there.
+
+    Raises:
+        ConfigError: unreadable file, bad TOML, or problems, all listed.
+    """
+    table = _read_toml(path, f"'{path}'", remedy)
+    try:
+        return parse_as(kind, table, f"add it to {path.name}")
+    except ConfigError as error:
+        raise ConfigError(f"'{path}':\n{error}") from None
+
+
+def _read_toml(path: Path, what: str, remedy: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"recipe '{path}': cannot be read ({error.strerror}); give the path of a TOML file"
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe '{path}': not valid TOML: {error}") from error
+        raise ConfigError(f"{what}: cannot be read ({error.strerror}); {remedy}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{what}: not valid TOML: {error}") from error
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:

@@ -6,7 +6,7 @@ from fedrot.config import RunConfig
 from fedrot.engines.observer import Observer
 from fedrot.engines.round import Round
 from fedrot.engines.rounds import RunResult, Train, run_rounds
-from fedrot.engines.setup import Federation, prepare
+from fedrot.engines.setup import Federation, check_data_is_here, prepare
 from fedrot.engines.shared import Shared
 from fedrot.engines.training import Clients, Task, groups, train_clients
 from fedrot.participation import cohorts
@@ -36,6 +36,7 @@ def run_local(
             finished round are written.
     """
     observer = observer or Observer()
+    check_data_is_here(config)
     observer.preparing("reading data and base model")
     federation = prepare(config, shared)
     return run_rounds(federation, run, in_process(federation, observer), observer, resume=resume)

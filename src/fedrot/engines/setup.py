@@ -218,6 +218,19 @@ def assemble(config: RunConfig, labels: Sequence[str], shared: Shared) -> Parts:
     return Parts(config, base, StackedModel(base, initial, dropout=config.lora.dropout), initial, shared)
 
 
+def check_data_is_here(config: RunConfig) -> None:
+    """Refuse, on one machine, a recipe whose training data lies with the nodes of a deployed federation.
+
+    Raises:
+        ConfigError: names the key and what to do.
+    """
+    if config.task.data == NODES:
+        raise ConfigError(
+            f"task.data = {NODES!r}: the data lies with the nodes of a deployed federation; submit the recipe with "
+            "`fedrot deploy run`, or name data that is here"
+        )
+
+
 def _nobodys(clients: int | None) -> Partition:
     """What the server has of data that lies with the nodes.
 

@@ -27,7 +27,7 @@ Nothing here depends on an engine; everything takes a stack of clients where it 
 """
 
 from fedrot.privacy.accountant import Accountant, delta_of, epsilon_of, noise_for
-from fedrot.privacy.mechanism import PrivateMean, Protected, clip, private_mean, protect, travelling
+from fedrot.privacy.mechanism import PrivateMean, Protected, clip, private_mean, protect
 from fedrot.privacy.noise import Noise, make_noise, seeded_noise, system_noise
 from fedrot.privacy.support import check_delta, check_privacy, check_secret, covers
 
@@ -49,5 +49,4 @@ __all__ = [
     "protect",
     "seeded_noise",
     "system_noise",
-    "travelling",
 ]

@@ -13,6 +13,7 @@ from fedrot.config import PrivacyConfig
 from fedrot.core.adapter import Adapter
 from fedrot.methods.base import Method, Update, in_order
 from fedrot.privacy.noise import Noise
+from fedrot.wire import uploaded
 
 _MARGIN = 2.0**-20
 """Share of the limit that is given up so that rounding to float32 seldom oversteps it."""
@@ -39,17 +40,6 @@ class PrivateMean:
     update: Update
     norms: tuple[float, ...]
     """Of the updates that came in, in the order of client numbers; not covered by the promise."""
-
-
-def travelling(method: Method, adapter: Adapter, round: int) -> tuple[str, ...]:
-    """Names of the tensors that clients upload in `round`: what is clipped, and what gets noise."""
-    sent = method.uploads(round)
-    return tuple(
-        key
-        for key in adapter.tensors()
-        if (key.startswith("head/") and method.shares_head)
-        or (key.startswith("sites/") and (sent.a if key.endswith("/a") else sent.b))
-    )
 
 
 @torch.no_grad()
@@ -114,7 +104,7 @@ def protect(
         settings: of the recipe; mechanism `none` changes nothing but is not meant to come here.
         noises: one for every client of the stack; read with mechanism `local` alone.
     """
-    keys = travelling(method, upload, round)
+    keys = tuple(uploaded(method, upload, round))
     clipped = clip(upload, received, keys, settings.clip)
     if settings.mechanism != "local":
         return clipped
@@ -154,7 +144,7 @@ def private_mean(
     Raises:
         AdapterError: an update that does not fit `received`, or two of one client.
     """
-    keys, before = travelling(method, received, round), received.tensors()
+    keys, before = tuple(uploaded(method, received, round)), received.tensors()
     norms: list[float] = []
     total = {key: torch.zeros_like(before[key], dtype=torch.float64) for key in keys}
     for update in in_order(updates) if updates else ():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -98,7 +97,7 @@ def _clients(message: Message, context: Context) -> tuple[int, ...]:
     )
 
 
-client = client_app(partial(worker_of_process))
+client = client_app(worker_of_process)
 """For nodes that Flower starts: it keeps its worker as long as its process lives."""
 
 server = ServerApp()

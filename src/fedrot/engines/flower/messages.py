@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, cast
 
@@ -93,16 +93,26 @@ def read(kind: type[Facts], content: RecordDict, where: str) -> Facts:
         raise AdapterError(
             f"{where}: no record {FACTS!r}; is the other side fedrot, and of the same version?"
         )
-    found: dict[str, Any] = {}
+    for name, value, expected in unlike(kind, record):
+        raise AdapterError(
+            f"{where}: {name} = {value!r}: expected {expected}; is the other side fedrot of the same version?"
+        )
+    return kind(**{item.name: cast(Any, record[item.name]) for item in fields(kind)})
+
+
+def unlike(kind: type[Any], record: ConfigRecord) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and type expected, of all that a record lacks or holds otherwise than the fields of `kind` say.
+
+    Fields are strings, whole numbers, floats, bytes, truth values, or lists of one of these.
+    """
+    kinds = {"str": str, "int": int, "float": float, "bytes": bytes, "bool": bool}
     for item in fields(kind):
-        value = record.get(item.name)
-        expected = {"str": str, "int": int, "float": float}.get(str(item.type), list)
-        if not isinstance(value, expected):
-            raise AdapterError(
-                f"{where}: {item.name} = {value!r}: expected {item.type}; is the other side fedrot of the same version?"
-            )
-        found[item.name] = value
-    return kind(**found)
+        expected, value = str(item.type), record.get(item.name)
+        several = isinstance(value, list)
+        kind_of_one = kinds[expected.removeprefix("list[").removesuffix("]")]
+        values: list[Any] = cast(list[Any], value) if several else [value]
+        if several != expected.startswith("list[") or any(type(v) is not kind_of_one for v in values):
+            yield item.name, value, expected
 
 
 def pack_broadcast(received: Adapter, reference: Adapter | None) -> dict[str, ArrayRecord]:
@@ -148,21 +158,25 @@ def pack_told(told: Told) -> MetricRecord:
 
 
 ROTATION = ("rotation", "rotation_angle", "degenerate", "flips")
+COUNTS = ("steps", "examples", "degenerate", "flips")
 
 
 def unpack_told(record: MetricRecord | None, where: str) -> Told:
-    """The inverse of `pack_told`.
+    """The inverse of `pack_told`. Loss, drift and rotation may be NaN, as they are where training diverged.
 
     Raises:
-        AdapterError: a measurement is missing, or is no number.
+        AdapterError: a measurement is missing, or is no number; or what is counted is not a whole number from 0 on.
     """
     if record is None:
         raise AdapterError(f"{where}: no measurements")
     named = [item.name for item in fields(Told) if item.name != "rotation"]
     turned = [name for name in ROTATION if name in record]
     for name in (*named, *(ROTATION if turned else ())):
-        if not isinstance(record.get(name), int | float):
-            raise AdapterError(f"{where}: {name} = {record.get(name)!r}: expected a number")
+        value = record.get(name)
+        if not isinstance(value, int | float):
+            raise AdapterError(f"{where}: {name} = {value!r}: expected a number")
+        if name in COUNTS and not (float(value).is_integer() and value >= 0):
+            raise AdapterError(f"{where}: {name} = {value!r}: expected a whole number from 0 on")
     numbers = cast(Mapping[str, float], record)
     return Told(
         loss=float(numbers["loss"]),

@@ -47,8 +47,20 @@ class Messenger:
         return set(self._late.values())
 
     def start(self) -> None:
-        """A new round: forget late messages that have been answered since, or whose node has left."""
+        """A new round."""
         self.traffic = {"bytes_up": 0, "bytes_down": 0}
+        self._forget()
+
+    def await_one(self, nodes: set[int]) -> None:
+        """Wait until one of `nodes` is not busy, for as long as nodes have to answer."""
+        until, pause = time.monotonic() + self._deadline, 0.02
+        while nodes <= self.busy and time.monotonic() < until:
+            time.sleep(pause)
+            pause = min(0.2, 1.5 * pause)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop late messages that have been answered since, or whose node has left."""
         if not self._late:
             return
         for reply in self._grid.pull_messages(list(self._late)):

@@ -6,16 +6,15 @@ anything, that the node's owner did not name. `NodeSettings.admit` holds to it.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedrot.config import RunConfig, parse_as
+from fedrot.config import RunConfig, load_as
 from fedrot.config.sections import Section
-from fedrot.errors import ConfigError, DataError, ModelError
+from fedrot.errors import DataError, ModelError
 
 NODE_FILE = "node.toml"
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -149,18 +148,7 @@ def load_node(directory: str | Path) -> Node:
     """
     directory = Path(directory).absolute()
     path = directory / NODE_FILE
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"'{path}': cannot be read ({error.strerror}); give the folder that `fedrot deploy init` wrote for the node"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}': not valid TOML: {error}") from error
-    try:
-        file = parse_as(NodeFile, table, f"add it to {NODE_FILE}")
-    except ConfigError as error:
-        raise ConfigError(f"'{path}':\n{error}") from None
+    file = load_as(NodeFile, path, "give the folder that `fedrot deploy init` wrote for the node")
     data, model = file.data, file.model
     if data is not None and data.endswith(FORMATS):
         data = _beside(directory, data)

@@ -72,7 +72,7 @@ def run_ray(config: RunConfig, run: RunDirectory, observer: Observer, *, resume:
 
 
 def actors(config: RunConfig) -> tuple[int, dict[str, Any]]:
-    """How many nodes, and the share of this machine that each has, so that all of them run at once."""
+    """How many nodes, and the share of this machine that each has; all run at once if there are processors for all."""
     processors, gpus = os.cpu_count() or 1, torch.cuda.device_count() if config.train.device != "cpu" else 0
     nodes = config.engine.nodes or gpus or processors
     if config.federation.clients is not None:

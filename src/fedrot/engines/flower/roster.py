@@ -56,18 +56,14 @@ class Roster:
         self._observer = observer
         self._patient = patient
         self._peers: dict[int, Peer] = {}
+        self._hosts: dict[int, Peer] = {}
         self._asked: dict[str, int] = {}
         self._refused: dict[int, str] = {}
         self._fixed: dict[int, int] = {}
 
     def host(self, client: int) -> Peer | None:
         """The node that hosts a client now."""
-        return next((peer for peer in self._peers.values() if client in peer.clients), None)
-
-    @property
-    def peers(self) -> Sequence[Peer]:
-        """All nodes that are here now."""
-        return tuple(self._peers.values())
+        return self._hosts.get(client)
 
     def gather(self) -> None:
         """Wait until the nodes of `engine.start_clients` clients, or of all, have joined.
@@ -153,6 +149,8 @@ class Roster:
         here = set(self._grid.get_node_ids())
         for node in [node for node in self._peers if node not in here]:
             gone = self._peers.pop(node)
+            for client in gone.clients:
+                del self._hosts[client]
             self._observer.note(f"node {gone.name!r} has left (clients {_listed(gone.clients)})")
             self._refused.clear()  # whose clients it held may be asked again
         self._asked = {name: node for name, node in self._asked.items() if node in here}
@@ -195,6 +193,8 @@ class Roster:
             )
         if not len(welcome.clients) == len(welcome.examples) == len(welcome.ranks):
             raise AdapterError(f"{who}: clients, examples and ranks of unequal number")
+        if len({*welcome.clients}) < len(welcome.clients):
+            raise AdapterError(f"{who} names a client twice: {welcome.clients}")
         for client, examples, rank in zip(welcome.clients, welcome.examples, welcome.ranks, strict=True):
             self._check_client(who, client, examples, rank)
         peer = Peer(
@@ -206,6 +206,7 @@ class Roster:
             welcome.device,
         )
         self._peers[node] = peer
+        self._hosts |= dict.fromkeys(peer.clients, peer)
         self._refused.pop(node, None)
         if self._patient:
             self._observer.note(f"{who} joined: clients {_listed(peer.clients)} on {peer.device}")

@@ -20,7 +20,7 @@ from fedrot.engines.flower.worker import Worker
 from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import RunResult, run_rounds
 from fedrot.engines.secure import check_secure
-from fedrot.engines.setup import Federation, prepare
+from fedrot.engines.setup import Federation, check_data_is_here, prepare
 from fedrot.errors import ConfigError
 from fedrot.methods import build, methods
 from fedrot.privacy import check_secret
@@ -42,6 +42,7 @@ def run_flower(
         FedrotError: as its parts do, and where a method keeps parts of the model with clients.
     """
     observer = observer or Observer()
+    check_data_is_here(config)
     check_flower(config)
     if config.engine.backend == "ray":
         from fedrot.engines.flower.ray import run_ray
@@ -49,11 +50,6 @@ def run_flower(
         return run_ray(config, run, observer, resume=resume)
     observer.preparing("reading data and base model")
     federation = prepare(config)
-    if federation.data_with_nodes:
-        raise ConfigError(
-            "task.data = 'nodes': data lies with the nodes of a deployed federation; submit the recipe with `fedrot "
-            "deploy run`, or name data that is here"
-        )
     return serve(in_process_grid(federation), federation, run, observer, resume=resume, patient=False)
 
 

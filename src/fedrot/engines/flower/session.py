@@ -37,7 +37,7 @@ from fedrot.errors import AdapterError
 from fedrot.methods import Update
 from fedrot.participation import Cohort, cohorts
 from fedrot.server import ServerState, bare, truncated
-from fedrot.wire import travelling
+from fedrot.wire import uploaded
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,17 @@ class Session:
         """Let the reporting clients of a round train, and take in what they send until the deadline.
 
         A client whose node is away, still busy with an earlier round, fails or is late is dropped from the round with
-        the reason. One whose reply is not what was asked for is rejected.
+        the reason. One whose reply is not what was asked for is rejected. Where all of their nodes are busy, the round
+        begins when one of them has answered, or after `engine.deadline` seconds.
 
         Raises:
             TrainingError: no node that hosts one of these clients joined within `engine.wait` seconds.
         """
         self._messenger.start()
-        self._roster.refresh(round.participation.reporting)
+        reporting = round.participation.reporting
+        self._roster.refresh(reporting)
+        if nodes := {peer.node for client in reporting if (peer := self._roster.host(client)) is not None}:
+            self._messenger.await_one(nodes)
         placed = [
             (cohort, hosts)
             for cohort in cohorts(round.participation, self._federation.ranks)
@@ -188,7 +192,7 @@ class Session:
         Raises:
             AdapterError: it is not what was asked for.
         """
-        method, received = self._federation.method, asked.received
+        received = asked.received
         where = f"{where}, client {client}"
         measurements = content.metric_records.get(metrics_name(client))
         if self._federation.config.privacy.mechanism == "local":
@@ -199,8 +203,7 @@ class Session:
             told = unpack_told(measurements, where)
             loss = {"loss": told.loss}
             measured = {"steps": told.steps, "drift": told.drift, **told.rotation}
-        sends = method.uploads(number)
-        expected = travelling(received, a=sends.a, b=sends.b, head=method.shares_head)
+        expected = uploaded(self._federation.method, received, number)
         record = array_record(content, upload_name(client), where)
         arrays = from_arrays(record, shapes(expected), where)
         device = self._federation.base.device

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
+from fedrot.core.alignment import SiteRotation
 from fedrot.core.diagnostics import drift
 from fedrot.engines.flower.budget import Budget
 from fedrot.engines.flower.messages import (
@@ -38,15 +39,16 @@ from fedrot.engines.flower.versions import version
 from fedrot.engines.shared import Shared
 from fedrot.engines.training import Group, Task, groups, train_clients
 from fedrot.errors import AdapterError, ConfigError, ModelError, SecureAggregationError
-from fedrot.methods import Trainable
 from fedrot.privacy import check_secret
 from fedrot.server import bare
 from fedrot.tasks.own import NODES
-from fedrot.wire import travelling
+from fedrot.wire import uploaded
 
 
 @dataclass(frozen=True)
 class _Held:
+    text: tuple[str, list[str]]
+    """Recipe and labels as they came last, so that they are read once and not every round."""
     digest: str
     local: Local
 
@@ -160,12 +162,15 @@ class Worker:
             )
 
     def _prepare(self, recipe: str, labels: list[str]) -> Local:
+        if self._held is not None and self._held.text == (recipe, labels):
+            return self._held.local
         config = self._parse(recipe)
         if not self.settings.trusts_recipe:
             check_secret(config.privacy)
         self._budget.check(config.privacy)
         digest = recipe_digest(config) + repr(labels)
         if self._held is not None and self._held.digest == digest:
+            self._held = _Held((recipe, labels), digest, self._held.local)
             return self._held.local
         if self._held is not None:
             self._held.local.clients.model.close()
@@ -173,7 +178,7 @@ class Worker:
         local = self._given
         if local is None or recipe_digest(local.clients.config) != recipe_digest(config):
             local = prepare_node(self.settings, config, tuple(labels), self._shared)
-        self._held = _Held(digest, local)
+        self._held = _Held((recipe, labels), digest, local)
         return local
 
     def _parse(self, recipe: str) -> RunConfig:
@@ -200,25 +205,29 @@ def _sends(group: Group, local: Local, round: int) -> Iterator[_Sends]:
     """What each client of a group has to send."""
     method = local.clients.method
     silent = local.clients.config.privacy.mechanism == "local"  # not even that training failed
-    sent: Trainable = method.uploads(round)
     losses = group.trained.loss.tolist()
     drifts = drift(group.trained.adapter, group.start).tolist()
     usable = group.upload.adapter.finite(stacked=True)
     finite = (usable if silent else group.trained.finite & usable).tolist()
-    rotation = group.upload.rotation
+    turns = _turns(group.upload.rotation)
     for index, client in enumerate(group.trained.clients):
         adapter: Adapter = replace(group.upload.adapter.select(index), residual={})
-        arrays = travelling(adapter, a=sent.a, b=sent.b, head=method.shares_head)
-        turned: dict[str, float] = {}
-        if rotation is not None:
-            turned = {
-                "rotation": float(rotation.size[:, index].mean()),
-                "rotation_angle": float(rotation.angle[:, index].max()),
-                "degenerate": float(rotation.degenerate[:, index].sum()),
-                "flips": float(rotation.flipped[:, index].sum()),
-            }
+        arrays = uploaded(method, adapter, round)
+        turned = {name: values[index] for name, values in turns.items()}
         told = Told(losses[index], group.steps[index], len(local.clients.rows[client]), drifts[index], turned)
         yield _Sends(client, arrays, None if silent else told, finite[index])
+
+
+def _turns(rotation: SiteRotation | None) -> dict[str, list[float]]:
+    """What is told of the rotations of a group, by client: one transfer from the device a figure, not one a client."""
+    if rotation is None:
+        return {}
+    return {
+        "rotation": rotation.size.mean(0).tolist(),
+        "rotation_angle": rotation.angle.amax(0).tolist(),
+        "degenerate": rotation.degenerate.sum(0).double().tolist(),
+        "flips": rotation.flipped.sum(0).double().tolist(),
+    }
 
 
 def _share(sends: _Sends, local: Local) -> Share | str:

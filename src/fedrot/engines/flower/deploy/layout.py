@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
-from fedrot.config import parse_as
+from fedrot.config import load_as
 from fedrot.config.sections import Section
-from fedrot.errors import ConfigError, OutputError
+from fedrot.errors import OutputError
 
 SERVER_FILE = "server.toml"
 
@@ -85,19 +84,8 @@ def load_server(directory: str | Path) -> Server:
     directory = Path(directory).absolute()
     if not (directory / SERVER_FILE).exists() and (directory / "server" / SERVER_FILE).exists():
         directory = directory / "server"
-    path = directory / SERVER_FILE
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"'{path}': cannot be read ({error.strerror}); give the folder that `fedrot deploy init` wrote"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}': not valid TOML: {error}") from error
-    try:
-        return Server(directory, parse_as(ServerFile, table, f"add it to {SERVER_FILE}"))
-    except ConfigError as error:
-        raise ConfigError(f"'{path}':\n{error}") from None
+    remedy = "give the folder that `fedrot deploy init` wrote"
+    return Server(directory, load_as(ServerFile, directory / SERVER_FILE, remedy))
 
 
 def private_folder(path: Path) -> Path:

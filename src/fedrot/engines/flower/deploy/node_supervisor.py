@@ -99,7 +99,7 @@ class NodeSupervisor:
         except TaskLost as error:
             told = str(error)
         except GaveUp:
-            pass
+            pass  # nobody waits for that answer: the SuperNode or this process is ending, and is looked at below
         finally:
             child.stop()
             runtime.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +19,7 @@ from fedrot.errors import AdapterError, ConfigError, SecureAggregationError
 from fedrot.methods import Update
 from fedrot.secagg import Aggregate, FixedPoint, Session, threshold_of
 from fedrot.secagg.session import NONCE_BYTES
-from fedrot.wire import travelling
+from fedrot.wire import uploaded
 
 
 class SecureUploads:
@@ -74,6 +75,8 @@ class SecureUploads:
                 raise AdapterError(f"{where} sent measurements: with privacy.mechanism = 'local' it may not")
             return {}
         told = unpack_told(record, where)
+        if not all(math.isfinite(value) for value in (told.loss, told.drift, *told.rotation.values())):
+            raise AdapterError(f"{where}: non-finite measurements")
         self._losses[client] = told.loss
         return {"steps": told.steps, "drift": told.drift, **told.rotation}
 
@@ -123,9 +126,8 @@ class SecureUploads:
 def _session(
     federation: Federation, number: int, received: Adapter, clients: tuple[int, ...], weights: Sequence[float]
 ) -> Session:
-    config, method = federation.config, federation.method
-    settings, sends = config.privacy, method.uploads(number)
-    layout = Layout.of(travelling(received, a=sends.a, b=sends.b, head=method.shares_head))
+    config, settings = federation.config, federation.config.privacy
+    layout = Layout.of(uploaded(federation.method, received, number))
     # Rounded up to a power of two: nodes need not hear how many examples the largest client has.
     largest = 1 << (int(max(weights, default=1)) - 1).bit_length()
     try:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedrot.engines.flower.messages import unlike
 from fedrot.engines.flower.secagg.layout import Layout
 from fedrot.errors import SecureAggregationError
 from fedrot.secagg import FixedPoint, Session
@@ -81,11 +82,8 @@ def unpack_rules(content: RecordDict, where: str) -> Rules | None:
     record = content.config_records.get(RULES)
     if record is None:
         return None
-    kinds = {"str": str, "int": int, "float": float, "bytes": bytes, "bool": bool, "list[int]": list}
-    for item in fields(Rules):
-        value = record.get(item.name)
-        if not isinstance(value, kinds[str(item.type)]) or isinstance(value, bool) != (item.type == "bool"):
-            raise SecureAggregationError(f"{where}: {RULES}.{item.name} = {value!r}: expected {item.type}")
+    for name, value, expected in unlike(Rules, record):
+        raise SecureAggregationError(f"{where}: {RULES}.{name} = {value!r}: expected {expected}")
     return Rules(**{item.name: record[item.name] for item in fields(Rules)})  # type: ignore[arg-type]
 
 
