@@ -1,0 +1,1 @@
+"""Evaluators of generative models, and `fedrot eval`."""
