@@ -19,7 +19,7 @@ from mkdocs.exceptions import PluginError
 import fedrot
 from fedrot import cli, config, partition_options
 from fedrot.comparison import check, command
-from fedrot.methods import build
+from fedrot.engines import compat
 
 
 def check_toml(block: str) -> None:
@@ -31,7 +31,7 @@ def check_toml(block: str) -> None:
         data.setdefault("federation", {}).setdefault("clients", 2)
         check.make_design(data, sweep, {})
     made = config.parse_config(data)
-    build(made.method.name, made.method.options, made.seed)
+    compat.method_of(made)
     kind = partition_options.find_kind(made.partition.kind)
     needed = {"alpha": 0.5} if made.partition.kind == "dirichlet" and not made.partition.options else {}
     partition = made.partition.model_copy()
@@ -68,7 +68,7 @@ def check_commands(block: str) -> None:
             data = config.read_recipe(recipe)
         config.apply_overrides(data, given.get("set_") or ())
         made = config.parse_config(data)
-        build(made.method.name, made.method.options, made.seed)
+        compat.method_of(made)
 
 
 def check_comparison(given: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from fedrot import config, errors, partition_options
 from fedrot.methods import Laws
 from fedrot.methods.options import expected, option_hints
 
+FUTURE = "from __future__ import annotations"
 MEANINGS = {
     "seed": "Seed of the run. Everything random is derived from it.",
     "model.attention": "Attention implementation of transformers; `auto` leaves the choice to it.",
@@ -95,7 +96,7 @@ def recipe() -> str:
             meaning = docs.get(key) or MEANINGS.get(key)
             if meaning is None:
                 raise PluginError(
-                    f"recipe key {key!r} has no meaning: give it a docstring in fedrot/config/sections.py"
+                    f"recipe key {key!r} has no meaning: give it a docstring in fedrot/config"
                 )
             unused.discard(key)
             body.append([f"`{key.split('.')[-1]}`", kind_of(field), default_of(field), meaning])
@@ -110,7 +111,8 @@ def recipe() -> str:
 
 def attribute_docstrings() -> dict[str, str]:
     """`section.key` to the string below the key's definition."""
-    classes = {n.name: n for n in ast.parse(inspect.getsource(config.sections)).body if isinstance(n, ast.ClassDef)}
+    source = "\n".join(inspect.getsource(module).replace(FUTURE, "") for module in (config.sections, config.compat))
+    classes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
     fields = config.RunConfig.model_fields
     owners = {"RunConfig": ""} | {f.annotation.__name__: f"{n}." for n, f in fields.items() if f.annotation}
     found = {}

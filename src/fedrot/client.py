@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -127,6 +127,7 @@ def train_group(
     cache: FrozenCache | None = None,
     *,
     residual: Mapping[str, Factors] | None = None,
+    prepare: Callable[[torch.optim.Optimizer], None] | None = None,
 ) -> Trained:
     """Train every client of `plan` from what it received, in one forward and backward pass a step.
 
@@ -139,17 +140,20 @@ def train_group(
         received: one adapter for all, or a stack `(G, ...)` of what each client starts from.
         plan: who sees which examples.
         config: optimiser, clipping and proximal term.
-        trainable: factors to train; the head always is.
+        trainable: factors to train, and whether the head is.
         cache: states of the frozen blocks.
         residual: folded into the base weights of all clients alike; that of `received` unless given.
+        prepare: given the optimiser before the first step.
     """
     group, device = len(plan.clients), data.input_ids.device
     folded = received.residual if residual is None else residual
     start = received if received.batch else replace(received, residual={}).expand(group)
-    held = model.load(start, residual=folded, a=trainable.a, b=trainable.b, head=True)
+    held = model.load(start, residual=folded, a=trainable.a, b=trainable.b, head=trainable.head)
     lora = [t for f in held.sites.values() for t in (f.a, f.b) if t.requires_grad]
-    head = list(held.head.values())
+    head = [tensor for tensor in held.head.values() if tensor.requires_grad]
     optimizer = make_optimizer(lora, head, config)
+    if prepare is not None:
+        prepare(optimizer)
     if cache is not None:
         cache.ensure(plan.rows.flatten())
     weight, seeds = plan.weight.to(device, torch.float32), plan.dropout.to(device)

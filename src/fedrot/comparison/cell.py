@@ -17,6 +17,7 @@ import torch
 from fedrot.comparison.pool import Task
 from fedrot.comparison.store import Json, Store
 from fedrot.config import RunConfig, parse_config
+from fedrot.engines.compat import reported
 from fedrot.engines.finish import PACKAGES
 from fedrot.engines.local import run_local
 from fedrot.engines.observer import Observer
@@ -62,7 +63,7 @@ class CellWorker:
             "config": config.model_dump(exclude={"output"}),
             "group_size": watcher.group_size,
             "digests": watcher.digests,
-            **figures(result.records),
+            **figures(result.records, config),
             "examples": result.summary["examples"],
             "clients": result.summary["clients"],
             "labels": len(result.summary["labels"]),
@@ -102,15 +103,15 @@ def _reopen(path: Path, config: RunConfig) -> tuple[RunDirectory, RunConfig, boo
         return RunDirectory(path), config, False
 
 
-def figures(records: Sequence[Mapping[str, Any]]) -> Json:
+def figures(records: Sequence[Mapping[str, Any]], config: RunConfig | None = None) -> Json:
     """The numbers a cell is reported by, from its rounds.
 
-    `final` is the last round, `best` the round whose validation accuracy was highest (the first of equals). The
-    aggregation error is the mean over the rounds that recorded one; loss is the training loss of the last round. What
-    no round recorded is None.
+    `final` is the last round (with `compat.validation_maximum` in `config` the best one), `best` the round whose
+    validation accuracy was highest (the first of equals). The aggregation error is the mean over the rounds that
+    recorded one; loss is the training loss of the last round. What no round recorded is None.
     """
     evaluated = [record for record in records if "accuracy" in record]
-    last = evaluated[-1]
+    last = evaluated[-1] if config is None else reported(config, evaluated, "accuracy", "higher")
     validated = [record for record in evaluated if "validation_accuracy" in record]
     best = max(validated, key=lambda r: (r["validation_accuracy"], -r["round"]), default=None)
     names = ("accuracy", "macro_f1", "local_accuracy", "eval_loss", "validation_accuracy", "validation_loss")

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from fedrot.comparison.design import Design, assign, method_of, options_of
+from fedrot.comparison.design import Design, assign, concerns, method_of, options_of
 from fedrot.comparison.options import Setting, check_values, flat, shown
 from fedrot.config import RunConfig, apply_overrides, parse_config, read_recipe
+from fedrot.engines.compat import check_compat
+from fedrot.engines.compat import method_of as method_of_run
 from fedrot.errors import ConfigError, nearest
-from fedrot.methods import build, methods
+from fedrot.methods import methods
 from fedrot.partition_options import find_kind, partitioner_arguments
 
 KEYS = (
@@ -234,6 +236,11 @@ def _check_keys(design: Design) -> None:
     for key in design.varied:
         if key.startswith("method.") and (option := key.removeprefix("method.")) not in everyones:
             raise ConfigError(f"grid {key}: no variant has such an option; {nearest(option, everyones)}")
+        names = [str(s.get("method.name", method_of(design.recipe))) for s in design.variants.values()]
+        if key.startswith("compat.") and not any(concerns(key, name) for name in names):
+            raise ConfigError(
+                f"grid {key}: it means nothing with {', '.join(names)}; see docs/published-code.md"
+            )
 
 
 def _used(design: Design) -> Iterable[tuple[str, str, Any]]:
@@ -281,7 +288,8 @@ def _check_budget(design: Design) -> None:
 
 
 def _check_open_sections(config: RunConfig) -> None:
-    build(config.method.name, config.method.options, config.seed)
+    method_of_run(config)
+    check_compat(config)
     kind = find_kind(config.partition.kind)
     partitioner_arguments(config.partition, kind, config.federation.clients, config.seed)
 

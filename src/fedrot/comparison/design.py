@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from fedrot.comparison.options import Setting, shown
 from fedrot.config import RunConfig, parse_config
+from fedrot.engines.compat import suits
 from fedrot.errors import ConfigError
 
 
@@ -81,8 +82,8 @@ class Design:
     def config(self, label: str, point: Setting, setting: Setting, seed: int) -> RunConfig:
         """The recipe of one cell.
 
-        Options of the recipe's own method are left out where the variant names another method, and method options of
-        a grid point where the variant's method has none of that name: there the point changes nothing.
+        Options of the recipe's own method are left out where the variant names another method, and method options and
+        `compat` keys of a grid point where they mean nothing with its method: there the point changes nothing.
         """
         data = copy.deepcopy(self.recipe)
         variant = self.variants[label]
@@ -90,9 +91,8 @@ class Design:
             data["method"] = {}
         for key, value in variant.items():
             assign(data, key, value)
-        known = options_of(method_of(data))
         for key, value in point.items():
-            if not key.startswith("method.") or key.removeprefix("method.") in known:
+            if concerns(key, method_of(data)):
                 assign(data, key, value)
         for key, value in setting.items():
             assign(data, key, value)
@@ -168,6 +168,14 @@ def method_of(data: Mapping[str, Any]) -> str:
     """The method a recipe names, or the default."""
     section: Any = data.get("method", {})
     return str(section.get("name", "fedrot")) if isinstance(section, Mapping) else "fedrot"
+
+
+def concerns(key: str, method: str) -> bool:
+    """Whether a recipe key can change what a method does; True for all but other methods' options and deviations."""
+    section, _, name = key.partition(".")
+    if section == "compat":
+        return suits(name, method)
+    return section != "method" or name in options_of(method)
 
 
 def options_of(method: str) -> set[str]:

@@ -20,8 +20,12 @@ Json = dict[str, Any]
 
 
 def cell_key(config: RunConfig) -> str:
-    """Digest of a cell's recipe; where its output goes and how it is shown do not count."""
-    text = json.dumps(config.model_dump(exclude={"output"}), sort_keys=True)
+    """Digest of a cell's recipe; where its output goes and how it is shown do not count.
+
+    Nor does `[compat]` while it is as by default: cells from before there was one stay good.
+    """
+    left_out = {"output"} if any(config.compat.model_dump().values()) else {"output", "compat"}
+    text = json.dumps(config.model_dump(exclude=left_out), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
 

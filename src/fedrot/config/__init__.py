@@ -5,6 +5,7 @@ named method or partitioner; those are checked against it when it is built (`fed
 `fedrot.partition`), with the same strictness.
 """
 
+from fedrot.config.compat import CompatConfig
 from fedrot.config.load import differences, load_as, load_config, parse_as, parse_config, read_recipe
 from fedrot.config.overrides import apply_override, apply_overrides
 from fedrot.config.sections import (
@@ -19,6 +20,7 @@ from fedrot.config.sections import (
 )
 
 __all__ = [
+    "CompatConfig",
     "FederationConfig",
     "LoraSettings",
     "ModelConfig",

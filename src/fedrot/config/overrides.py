@@ -6,7 +6,8 @@ import tomllib
 from collections.abc import Sequence
 from typing import Any, cast
 
-from fedrot.config.sections import MethodConfig, OpenSection, PartitionConfig
+from fedrot.config.section import OpenSection
+from fedrot.config.sections import MethodConfig, PartitionConfig
 from fedrot.errors import ConfigError
 
 NAMED: dict[str, tuple[str, type[OpenSection]]] = {

@@ -5,24 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A section that knows all its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class OpenSection(BaseModel):
-    """A section whose further keys belong to the thing it names."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys that are not the section's own, as given."""
-        return dict(self.__pydantic_extra__ or {})
+from fedrot.config.compat import CompatConfig
+from fedrot.config.section import OpenSection, Section
 
 
 class ModelConfig(Section):
@@ -293,6 +279,7 @@ class RunConfig(Section):
     federation: FederationConfig = FederationConfig()
     server: ServerConfig = ServerConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    compat: CompatConfig = CompatConfig()
     engine: EngineConfig = EngineConfig()
     output: OutputConfig = OutputConfig()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from fedrot.engines import compat
 from fedrot.engines.floor import floors
 from fedrot.engines.private import privacy_facts
 from fedrot.engines.setup import Federation
@@ -85,7 +87,7 @@ def _write_results(
         "rounds": state.round,
         "interrupted": interrupted,
         "clients": federation.clients,
-        "final": _final(evaluated[-1]) if evaluated else {},
+        "final": _final(compat.reported(config, evaluated, "accuracy", "higher")) if evaluated else {},
         "best_validation_round": best["round"] if best else None,
         "best_validation": _final(best) if best else None,
         "probe": floor,
@@ -109,7 +111,7 @@ def _write_results(
     return summary
 
 
-def _final(record: dict[str, Any]) -> dict[str, Any]:
+def _final(record: Mapping[str, Any]) -> dict[str, Any]:
     names = ("round", "loss", "accuracy", "local_accuracy", "macro_f1", "eval_loss", "validation_accuracy")
     names += ("validation_local_accuracy", "validation_loss")
     return {name: record[name] for name in names if name in record}

@@ -13,11 +13,12 @@ from torch import Tensor
 from fedrot.cache import FrozenCache
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
+from fedrot.engines import compat
 from fedrot.engines.groups import choose_group_size
 from fedrot.engines.secure import check_secure
 from fedrot.engines.shared import Shared, base_key, frozen_key, task_key
 from fedrot.errors import ConfigError, ModelError
-from fedrot.methods import Method, build, methods
+from fedrot.methods import Method, methods
 from fedrot.methods.server_optimizer import ServerOptimizer
 from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
 from fedrot.participation import deal_ranks
@@ -103,7 +104,7 @@ class Federation:
         cut = {name: split.data.truncated for name, split in self.splits.items() if split.data.truncated}
         limit = f"task.max_length = {self.config.task.max_length}"
         told = tuple(f"{count} {name} texts were cut to {limit} tokens" for name, count in cut.items())
-        return (*self.task.notes, *self.partition.notes, *told)
+        return (*self.task.notes, *self.partition.notes, *told, *compat.notes(self.config))
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -113,9 +114,8 @@ class Federation:
 
     def weight(self, client: int) -> float:
         """A client's unnormalised aggregation weight."""
-        if self.config.federation.weighting == "uniform":
-            return 1.0
-        return float(len(self.partition.rows[client]) if self.examples is None else self.examples[client])
+        own = len(self.partition.rows[client]) if self.examples is None else self.examples[client]
+        return compat.weight(self.config, own)
 
     @property
     def data_with_nodes(self) -> bool:
@@ -144,7 +144,8 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     Raises:
         ConfigError, DataError, ModelError: as the parts do.
     """
-    method = build(config.method.name, config.method.options, config.seed)
+    method = compat.method_of(config)
+    compat.check_compat(config)
     _check_support(config, method)
     check_privacy(config, method)
     check_secure(config, method)
@@ -249,7 +250,7 @@ def _base(config: RunConfig, labels: Sequence[str], device: torch.device) -> Bas
         config.model,
         labels,
         seed=config.seed,
-        precision=config.train.precision,
+        precision=compat.precision(config),
         device=device,
         modules_to_save=config.lora.modules_to_save,
     )

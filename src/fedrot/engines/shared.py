@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fedrot.config import RunConfig
+from fedrot.engines import compat
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def task_key(config: RunConfig) -> str:
 
 def base_key(config: RunConfig) -> str:
     """Of the base model; a new head takes its labels from the data and its weights from the seed."""
-    train = [config.train.precision, config.train.device]
+    train = [compat.precision(config), config.train.device]
     return _key(config, "seed", "task", "model") + json.dumps([*train, config.lora.modules_to_save])
 
 

@@ -11,6 +11,7 @@ from fedrot.client import Trained, plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.core.frames import reframe
+from fedrot.engines import compat
 from fedrot.engines.private import protected
 from fedrot.engines.setup import Federation, Split
 from fedrot.methods import Method, Upload
@@ -80,18 +81,20 @@ def groups(members: Clients, clients: Sequence[int]) -> Iterator[tuple[int, ...]
 def train_clients(members: Clients, task: Task) -> Group:
     """Train the clients of a task in one stack, let the method prepare their uploads, and make those private."""
     config, method, train = members.config, members.method, members.train
+    settings, start = compat.train_settings(config), compat.starting(config, task.start)
     rows = [members.rows[client] for client in task.clients]
     lengths = train.data.lengths if config.train.bucket else None
-    plan = plan_group(task.clients, rows, config.train, seed=config.seed, round=task.round, lengths=lengths)
+    plan = plan_group(task.clients, rows, settings, seed=config.seed, round=task.round, lengths=lengths)
     trained = train_group(
         members.model,
         train.data,
-        task.start,
+        start,
         plan,
-        config.train,
+        settings,
         method.trainable(task.round),
         train.cache,
         residual=task.received.residual,
+        prepare=compat.keep_half if "half_weights" in compat.flags(config) else None,
     )
     frame = config.federation.upload_frame
     turned = reframe(trained.adapter, frame, config.seed, task.round, trained.clients)
@@ -104,4 +107,4 @@ def train_clients(members: Clients, task: Task) -> Group:
         clients=trained.clients,
     )
     upload = protected(config, method, upload, task.received, task.round, trained.clients)
-    return Group(trained, task.start, upload, tuple(plan.steps.tolist()))
+    return Group(trained, start, upload, tuple(plan.steps.tolist()))

@@ -20,10 +20,11 @@ from fedrot.methods.options import check_options
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """Which of the two factors is meant; the head always is."""
+    """Which of the two factors is meant; the head is with all methods of this project."""
 
     a: bool = True
     b: bool = True
+    head: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
 from fedrot.config import RunConfig
+from fedrot.engines.compat import check_compat
 from fedrot.engines.flower.app import client_app
 from fedrot.engines.flower.blocks import blocks
 from fedrot.engines.flower.grid import InProcessGrid
@@ -87,6 +88,7 @@ def check_flower(config: RunConfig) -> None:
             f"method.name = {method.name!r}: it leaves parts of the model with clients, and what nodes keep is not "
             f"evaluated or saved over Flower yet; use engine.name = 'local', or one of {able}"
         )
+    check_compat(config)
     check_secure(config, method)
     if config.output.diagnostics:
         raise ConfigError(
