@@ -1,0 +1,171 @@
+"""What the server's step costs by the number of clients: seconds, memory and how both grow, for every method.
+
+    python benchmarks/server.py [--sizes 10,100,1000,10000] [--only fedit,fedrot] [--repeats 3]
+
+Factors of MiniLM's last two layers, query and value, rank 4: four sites, 49 kB a client in float32, of clients that
+drifted from a shared reference. Each method and number of clients has a process of its own. Uploads lie in memory, as
+in a simulation, and are not counted: memory is what the peak of the process rose by during the step. `measure` is
+what the engine reports of a round beside: the aggregation error of averaging, in float64 or held to its precision.
+
+Growth is the exponent of a power law, by least squares in logarithms over all sizes but the smallest, whose step is
+mostly overhead; for memory only over sizes where it rose by more than a megabyte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import RESULTS, environment, write
+
+from fedrot.core import Adapter, Factors, adapter_aggregation_error, generator
+from fedrot.methods import MethodState, Update, build, methods
+
+SEED = 11
+SIZES = (10, 100, 1_000, 10_000)
+WIDTH, RANK, SITES, DRIFT = 384, 4, 4, 0.3
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, {}) for name in methods()},
+    "fedit, refit": ("fedit", {"refit": 1}),
+    "fedrot, consensus": ("fedrot", {"reference": "consensus"}),
+    "fedrot, guard": ("fedrot", {"guard": "server"}),
+}
+MEASURE = "measure"
+
+
+def federation(count: int) -> tuple[Adapter, list[Adapter]]:
+    """A reference, and clients that drifted from it; they are views of one tensor a factor."""
+    noise = generator(SEED, "server", count)
+    shapes = {f"site.{i}": ((RANK, WIDTH), (WIDTH, RANK)) for i in range(SITES)}
+    sites = {
+        name: Factors(*(torch.randn(shape, generator=noise) for shape in pair))
+        for name, pair in shapes.items()
+    }
+    reference = Adapter(sites)
+    stacks = {
+        name: Factors(
+            *(torch.randn(count, *t.shape, generator=noise).mul_(DRIFT).add_(t) for t in (f.a, f.b))
+        )
+        for name, f in sites.items()
+    }
+    clients = [
+        Adapter({name: Factors(stack.a[i], stack.b[i]) for name, stack in stacks.items()})
+        for i in range(count)
+    ]
+    return reference, clients
+
+
+def step(variant: str, reference: Adapter, clients: Sequence[Adapter]) -> Callable[[], object]:
+    """What is timed."""
+    if variant == MEASURE:
+        weights = [1.0] * len(clients)
+        return lambda: adapter_aggregation_error(clients, weights)
+    name, options = VARIANTS[variant]
+    method = build(name, options, SEED)
+    updates = [Update(number, adapter, 1.0) for number, adapter in enumerate(clients)]
+    return lambda: method.aggregate(updates, reference, MethodState(), 2)
+
+
+def held(kind: str) -> float:
+    """Megabytes of this process: `VmRSS` now, `VmHWM` the most since `forget_peak`."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) * 1024 / 1e6
+
+
+def forget_peak() -> float:
+    """Start measuring the peak anew (Linux); the megabytes held now."""
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")
+    return held("VmRSS")
+
+
+def one(variant: str, count: int, repeats: int) -> dict[str, Any]:
+    """One method with so many clients, in this process."""
+    warm = step(variant, *federation(3))
+    warm()
+    reference, clients = federation(count)
+    run = step(variant, reference, clients)
+    before, times = forget_peak(), list[float]()
+    while len(times) < repeats and sum(times) < 20:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return {
+        "clients": count,
+        "seconds": statistics.median(times),
+        "repeats": len(times),
+        "memory_mb": round(held("VmHWM") - before, 1),
+    }
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float | None:
+    """The slope of the least-squares line through the logarithms; None for fewer than two points."""
+    if len(points) < 2:
+        return None
+    xs, ys = ([math.log(point[axis]) for point in points] for axis in (0, 1))
+    x, y = statistics.fmean(xs), statistics.fmean(ys)
+    slope = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
+    return round(slope, 2)
+
+
+def growth(cases: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Exponents of seconds and of memory."""
+    later = cases[1:] if len(cases) > 2 else cases
+    return {
+        "seconds": exponent([(case["clients"], case["seconds"]) for case in later]),
+        "memory": exponent([(c["clients"], c["memory_mb"]) for c in later if c["memory_mb"] > 1]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    every = [MEASURE, *VARIANTS]
+    parser.add_argument("--sizes", type=lambda text: [int(n) for n in text.split(",")], default=list(SIZES))
+    parser.add_argument("--only", action="append", choices=every, help="a method; may be repeated")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "CLIENTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "server.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.one:
+        print(json.dumps(one(options.one[0], int(options.one[1]), options.repeats)))
+        return
+    report: dict[str, Any] = {
+        "benchmark": "server",
+        **environment(torch.device("cpu")),
+        "seed": SEED,
+        "shape": {
+            "sites": SITES,
+            "width": WIDTH,
+            "rank": RANK,
+            "bytes_a_client": SITES * 2 * WIDTH * RANK * 4,
+        },
+        "methods": {},
+    }
+    for variant in options.only or every:
+        cases: list[dict[str, Any]] = []
+        for count in options.sizes:
+            command = [sys.executable, __file__, "--one", variant, str(count)]
+            command += ["--repeats", str(options.repeats), "--threads", str(options.threads)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{variant}, {count} clients: {done.stderr}")
+            cases.append(json.loads(done.stdout.splitlines()[-1]))
+        report["methods"][variant] = {"cases": cases, "growth": growth(cases)}
+        print(variant, json.dumps(report["methods"][variant]), flush=True)
+    write(options.out, report)
+
+
+if __name__ == "__main__":
+    main()
