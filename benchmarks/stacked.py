@@ -73,6 +73,7 @@ def stacked_round(federation: Federation, size: int) -> Callable[[], None]:
         for plan in groups:
             train_group(
                 federation.model,
+                federation.objective,
                 federation.train.data,
                 federation.initial,
                 plan,

@@ -365,7 +365,7 @@ def our_logits(result: RunResult, config: RunConfig) -> tuple[torch.Tensor, dict
 
     federation = prepare(config)
     data = federation.test.data
-    logits = predict(federation.model, result.adapter, data, batch=16)
+    logits = predict(federation.model, federation.objective, result.adapter, data, batch=16)
     return logits, model_inputs(data.batch(torch.arange(len(data))))
 
 

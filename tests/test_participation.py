@@ -142,7 +142,9 @@ def test_a_stale_client_trains_from_the_earlier_broadcast(recipe: Make) -> None:
     rows = list(federation.partition.rows)
     plan = plan_group(range(4), rows, settings, seed=config.seed, round=2, lengths=lengths)
     data = federation.train.data
-    trained = train_group(federation.model, data, federation.initial, plan, settings, Trainable()).adapter
+    trained = train_group(
+        federation.model, federation.objective, data, federation.initial, plan, settings, Trainable()
+    ).adapter
     mean = weighted_mean([trained.select(client) for client in range(4)], federation.weights)
     for key, tensor in mean.tensors().items():
         assert torch.equal(second.adapter.tensors()[key], tensor), key

@@ -53,6 +53,7 @@ def train_once(
     start = federation.initial.map(lambda t: t.to(dtype) + 0.01)  # away from b = 0, so that both factors move
     return train_group(
         federation.model,
+        federation.objective,
         federation.train.data,
         start,
         plan,
@@ -199,7 +200,13 @@ def test_one_client_with_nan_does_not_touch_the_others(recipe: Make) -> None:
     plan.weight[:, 1] = float("nan")
     start = federation.initial.map(lambda t: t + 0.01)
     result = train_group(
-        federation.model, federation.train.data, start, plan, federation.config.train, Trainable()
+        federation.model,
+        federation.objective,
+        federation.train.data,
+        start,
+        plan,
+        federation.config.train,
+        Trainable(),
     )
     assert result.finite.tolist() == [True, False, True]
     for client in (0, 2):
@@ -304,9 +311,15 @@ def test_a_residual_acts_like_further_directions_of_the_adapter(recipe: Make) ->
         site: Factors(torch.cat([f.a, residual[site].a]), torch.cat([f.b, residual[site].b], 1))
         for site, f in start.sites.items()
     }
-    folded = predict(federation.model, replace(start, residual=residual), data, batch=16)
-    torch.testing.assert_close(predict(federation.model, replace(start, sites=wide), data, batch=16), folded)
-    assert not torch.allclose(predict(federation.model, start, data, batch=16), folded, atol=1e-3)
+    folded = predict(
+        federation.model, federation.objective, replace(start, residual=residual), data, batch=16
+    )
+    torch.testing.assert_close(
+        predict(federation.model, federation.objective, replace(start, sites=wide), data, batch=16), folded
+    )
+    assert not torch.allclose(
+        predict(federation.model, federation.objective, start, data, batch=16), folded, atol=1e-3
+    )
 
 
 def test_base_weights_come_back_to_the_bit_after_any_residuals(recipe: Make) -> None:
@@ -346,6 +359,7 @@ def test_cached_frozen_blocks_are_valid_under_a_residual(recipe: Make) -> None:
         settings = federation.config.train
         result = train_group(
             federation.model,
+            federation.objective,
             federation.train.data,
             start,
             plan,
@@ -366,7 +380,15 @@ def test_clients_start_each_from_their_own_adapter(recipe: Make) -> None:
 
     def trained(clients: list[int], received: Adapter) -> dict[int, dict[str, Tensor]]:
         plan = plan_group(clients, [rows[c] for c in clients], settings, seed=1, round=1)
-        result = train_group(federation.model, federation.train.data, received, plan, settings, Trainable())
+        result = train_group(
+            federation.model,
+            federation.objective,
+            federation.train.data,
+            received,
+            plan,
+            settings,
+            Trainable(),
+        )
         return {client: result.adapter.select(i).tensors() for i, client in enumerate(clients)}
 
     together = trained([0, 1, 2], stack(starts))
@@ -383,9 +405,15 @@ def test_the_proximal_term_is_the_gradient_of_its_penalty(recipe: Make) -> None:
     start = federation.initial.map(lambda t: t.double() + 0.01)
     rows = [federation.partition.rows[c] for c in (0, 1)]
     plan = plan_group((0, 1), rows, config, seed=3, round=1)
-    result = train_group(federation.model, data, start, plan, config, Trainable())
+    result = train_group(federation.model, federation.objective, data, start, plan, config, Trainable())
     plain = train_group(
-        federation.model, data, start, plan, config.model_copy(update={"prox": 0.0}), Trainable()
+        federation.model,
+        federation.objective,
+        data,
+        start,
+        plan,
+        config.model_copy(update={"prox": 0.0}),
+        Trainable(),
     )
     for client in (0, 1):
         held = federation.model.load(start.expand(1), a=True, b=True, head=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedrot.errors import ConfigError
 from fedrot.stacked import StackedModel
-from fedrot.tasks.encode import Batch, Encoded
+from fedrot.tasks.batch import Batch, Encoded
 
 
 class FrozenCache:
@@ -43,22 +43,19 @@ class FrozenCache:
         """Compute the states of those examples (`rows`, on the CPU) that are not there yet."""
         missing = self.chunk_of[rows[~self.filled[rows]]].unique()
         for chunk in (self.chunks[i] for i in missing.tolist()):
-            batch = self.data.batch(chunk)
+            batch = self.data.unpacked(chunk)
             assert self.model.prefix is not None
             hidden = self.model.prefix.compute(batch)
             if self.states is None:
                 self.states = self._reserve(hidden)
-            self.states[self._index(batch)[batch.attention_mask.bool()]] = hidden[batch.attention_mask.bool()]
+            real = batch.attention_mask.bool()
+            self.states[batch.where[real]] = hidden[real]
             self.filled[chunk] = True
 
     def hidden(self, batch: Batch) -> Tensor:
-        """States of a batch whose rows were ensured, `(n, length, width)`; padding holds arbitrary finite numbers."""
+        """States of a batch whose rows were ensured, `(k, length, width)`; padding holds those of real tokens."""
         assert self.states is not None
-        return self.states[self._index(batch)]
-
-    def _index(self, batch: Batch) -> Tensor:
-        steps = batch.attention_mask.long().cumsum(1).sub_(1).clamp_(min=0)
-        return self.data.offsets[:-1][batch.rows].unsqueeze(1) + steps
+        return self.states[batch.where]
 
     def _reserve(self, hidden: Tensor) -> Tensor:
         total, width = len(self.data.input_ids), hidden.shape[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,9 +15,9 @@ from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.rng import generator
 from fedrot.methods.base import Trainable
 from fedrot.stacked import StackedModel
-from fedrot.tasks.classify import loss as example_loss
+from fedrot.tasks.batch import Encoded
 from fedrot.tasks.draw import draw_epochs, draw_rows
-from fedrot.tasks.encode import Encoded
+from fedrot.tasks.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def bucket(
 
 def train_group(
     model: StackedModel,
+    objective: Objective,
     data: Encoded,
     received: Adapter,
     plan: Plan,
@@ -136,6 +138,7 @@ def train_group(
 
     Args:
         model: the base model that holds the clients.
+        objective: what they minimise.
         data: the training split.
         received: one adapter for all, or a stack `(G, ...)` of what each client starts from.
         plan: who sees which examples.
@@ -156,7 +159,9 @@ def train_group(
         prepare(optimizer)
     if cache is not None:
         cache.ensure(plan.rows.flatten())
-    weight, seeds = plan.weight.to(device, torch.float32), plan.dropout.to(device)
+    weight = objective.shares(plan.weight, data.counts[plan.rows])
+    weight, seeds = weight.to(device, torch.float32), plan.dropout.to(device)
+    kept = model.recomputed if config.checkpointing else nullcontext
     active = (torch.arange(len(plan.rows)).unsqueeze(1) < plan.steps).to(device)
     ends = set(plan.steps.tolist()) if int(plan.steps.min()) < len(plan.rows) else set[int]()
     pulls = _pulls(held, start) if config.prox else []
@@ -166,11 +171,12 @@ def train_group(
         optimizer.zero_grad(set_to_none=True)
         parts = plan.rows[step].split(config.batch_size, -1), weight[step].split(config.batch_size, -1)
         for part, (rows, shares) in enumerate(zip(*parts, strict=True)):
-            batch = data.batch(rows.flatten())
-            with model.dropout_seeds(seeds[step] + part * 2**40):
-                logits = model.logits(batch, cache.hidden(batch) if cache is not None else None)
-            losses = (example_loss(logits, batch.labels).view(group, -1) * shares).sum(1)
-            losses.sum().backward()
+            batch = data.batch(rows.flatten(), clients=group)
+            hidden = cache.hidden(batch) if cache is not None else None
+            with model.dropout_seeds(seeds[step] + part * 2**40), kept():
+                each = objective.losses(model, batch, hidden).view(group, -1)
+                losses = (each * shares).sum(1)
+                losses.sum().backward()
             total += losses.detach() * active[step]
         for tensor, origin in pulls:
             assert tensor.grad is not None

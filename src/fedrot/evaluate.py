@@ -11,33 +11,45 @@ from torch import Tensor
 from fedrot.cache import FrozenCache
 from fedrot.core.adapter import Adapter
 from fedrot.stacked import StackedModel
-from fedrot.tasks.classify import metrics
-from fedrot.tasks.encode import Encoded, batches_by_length
+from fedrot.tasks.batch import Encoded, batches_by_length
+from fedrot.tasks.objective import Objective
 
 
 @torch.no_grad()
 def predict(
-    model: StackedModel, adapter: Adapter, data: Encoded, *, batch: int, cache: FrozenCache | None = None
+    model: StackedModel,
+    objective: Objective,
+    adapter: Adapter,
+    data: Encoded,
+    *,
+    batch: int,
+    cache: FrozenCache | None = None,
 ) -> Tensor:
-    """Logits of every example, `(n, labels)`, in the order of `data`. Leaves the model holding no client."""
+    """What the task observes of every example, `(n, m)`, in the order of `data`. Leaves the model holding no client."""
     model.load(replace(adapter, residual={}).expand(1), residual=adapter.residual)
-    rows, logits = [], []
+    rows, observed = [], []
     for chunk in batches_by_length(data, batch):
         if cache is not None:
             cache.ensure(chunk)
         inputs = data.batch(chunk)
-        logits.append(model.logits(inputs, cache.hidden(inputs) if cache is not None else None))
+        observed.append(objective.observe(model, inputs, cache.hidden(inputs) if cache is not None else None))
         rows.append(chunk)
     model.unload()
     order = torch.cat(rows).argsort().to(data.input_ids.device)
-    return torch.cat(logits)[order]
+    return torch.cat(observed)[order]
 
 
 def evaluate(
-    model: StackedModel, adapter: Adapter, data: Encoded, *, batch: int, cache: FrozenCache | None = None
+    model: StackedModel,
+    objective: Objective,
+    adapter: Adapter,
+    data: Encoded,
+    *,
+    batch: int,
+    cache: FrozenCache | None = None,
 ) -> dict[str, float]:
     """The task's metrics of `adapter` on `data`."""
-    return metrics(predict(model, adapter, data, batch=batch, cache=cache), data.labels)
+    return objective.metrics(predict(model, objective, adapter, data, batch=batch, cache=cache), data)
 
 
 def expected_accuracy(recall: Tensor, counts: Tensor, weights: Sequence[float]) -> float | None:

@@ -22,10 +22,13 @@ def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> Non
         table.add_row(*row)
     out.print(table)
     final, floor = summary["final"], summary["probe"]
-    out.print(f"\nfinal test accuracy {final['accuracy']:.4f} after round {final['round']}")
+    metric = summary["metric"]["name"]
+    out.print(f"\nfinal test {words(metric)} {final[metric]:.4f} after round {final['round']}")
     if summary["best_validation_round"] is not None:
         best = summary["best_validation"]
-        out.print(f"at the best round on validation ({best['round']}): test accuracy {best['accuracy']:.4f}")
+        out.print(
+            f"at the best round on validation ({best['round']}): test {words(metric)} {best[metric]:.4f}"
+        )
     if floor:
         out.print(
             _compared("linear probe, same federation without adapter (the floor)", floor, final),
@@ -36,6 +39,11 @@ def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> Non
     for name in ("report.html", "adapter"):
         if (directory / name).exists():
             out.print(f"{name.removesuffix('.html') + ':':8} {escape(str(directory / name))}", soft_wrap=True)
+
+
+def words(metric: str) -> str:
+    """A figure's name as a sentence has it."""
+    return metric.replace("_", " ")
 
 
 def _compared(name: str, probe: dict[str, Any], final: dict[str, Any]) -> str:

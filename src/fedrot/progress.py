@@ -30,6 +30,7 @@ class Display(Observer):
         self.out, self.err = out, err
         self.rounds = 0
         self.steps = 0
+        self.metric = "accuracy"
         self.directory: Path | None = None
         self.since = time.perf_counter()
 
@@ -53,13 +54,15 @@ class Display(Observer):
     def started(self, federation: Federation, round: int, floor: Mapping[str, Any] | None) -> None:
         config = federation.config
         self.rounds = config.federation.rounds
+        self.metric = federation.objective.metric.name
         self.since = time.perf_counter()
         adapter = sum(f.a.numel() + f.b.numel() for f in federation.initial.sites.values())
         head = sum(t.numel() for t in federation.initial.head.values())
+        and_head = f" and {head:,} head" if head else ""
         self.out.print(
             f"{config.method.name} on {federation.task.name}: {federation.clients} clients, "
             f"{federation.training_examples} training and {len(federation.test.data)} test examples, "
-            f"{len(federation.initial.sites)} sites, {adapter:,} adapter and {head:,} head parameters, "
+            f"{len(federation.initial.sites)} sites, {adapter:,} adapter{and_head} parameters, "
             f"{federation.group_size} clients at a time on {federation.base.device}",
             soft_wrap=True,
         )
@@ -70,13 +73,17 @@ class Display(Observer):
                 soft_wrap=True,
             )
 
+    def score(self, record: Mapping[str, Any]) -> str:
+        """The task's own figure of a round, if it was evaluated."""
+        return f"{self.metric} {record[self.metric]:.4f}" if self.metric in record else ""
+
     def line(self, record: Mapping[str, Any]) -> str:
         """One finished round in words."""
         parts = [f"round {record['round']}/{self.rounds}"]
         if "loss" in record:  # no client reported
             parts.append(f"loss {record['loss']:.4f}")
-        if "accuracy" in record:
-            parts.append(f"accuracy {record['accuracy']:.4f}")
+        if told := self.score(record):
+            parts.append(told)
         if "aggregation_error_relative" in record:
             plain = record.get("aggregation_error_relative_unaligned")
             told = "" if plain is None else f" (unaligned {plain:.3f})"
@@ -110,7 +117,7 @@ class LiveDisplay(Display):
         )
         self.err = out  # one console draws, or the bar would be torn
         self.overall = self.clients = None
-        self.accuracy = ""
+        self.last = ""
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -137,9 +144,8 @@ class LiveDisplay(Display):
         figures = [f"loss {record['loss']:.4f}"] if "loss" in record else []
         if "aggregation_error_relative" in record:
             figures.append(f"error {record['aggregation_error_relative']:.3f}")
-        if "accuracy" in record:
-            self.accuracy = f"accuracy {record['accuracy']:.4f}"
-        figures += [self.accuracy] if self.accuracy else []
+        self.last = self.score(record) or self.last
+        figures += [self.last] if self.last else []
         self.progress.update(self.overall, completed=record["round"], figures="  ".join(figures))
 
 

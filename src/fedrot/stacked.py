@@ -8,20 +8,21 @@ own. `G = 1` is the ordinary loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedrot.blocks import FrozenPrefix, Recomputed, TokenHead, first_block, model_inputs
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.dropout import keep_mask
 from fedrot.core.linear import stacked_linear
+from fedrot.core.token_loss import TokenScores
 from fedrot.errors import ModelError
-from fedrot.model import BaseModel, Fold, block_of
-from fedrot.tasks.encode import Batch
+from fedrot.model import BaseModel, Fold
+from fedrot.tasks.batch import Batch
 
 
 class StackedLoRA(nn.Module):
@@ -47,6 +48,11 @@ class StackedLoRA(nn.Module):
         if self.dropout and self.seeds is not None:
             mask = keep_mask(self.seeds + self.site, x, clients, self.dropout).view_as(rows)
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        if (
+            not self.base.weight.is_floating_point()
+        ):  # quantised: only the layer itself knows how to multiply by it
+            inner = (rows if mask is None else rows * mask) @ a.mT
+            return self.base(x) + (inner @ b.mT).mul(self.scale).view(*x.shape[:-1], -1)
         out = stacked_linear(rows, self.base.weight, self.base.bias, a, b, self.scale, mask)
         return out.view(*x.shape[:-1], -1)
 
@@ -99,8 +105,9 @@ class StackedModel:
             self.dense[name] = StackedDense(layer)
             base.module.set_submodule(name, self.dense[name])
         self.fold = Fold({site: layer.base for site, layer in self.layers.items()})
-        first = _first_block(base.module, list(initial.sites))
+        first = first_block(base.module, list(initial.sites))
         self.prefix = FrozenPrefix(base.module, *first) if first else None
+        self.token_head = TokenHead(base.module, base.output_layer) if base.output_layer else None
 
     def load(
         self,
@@ -157,13 +164,25 @@ class StackedModel:
 
     def logits(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
         """`(G * n, labels)` in float32 or better; `hidden: (G * n, length, width)` stands in for the frozen layers."""
-        if hidden is None:
+        with self._entered(hidden):
             logits: Tensor = self.module(**model_inputs(batch)).logits
-        else:
-            assert self.prefix is not None
-            with self.prefix.replaced(hidden):
-                logits = self.module(**model_inputs(batch)).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:
+        """Loss of every token that the batch asks for, in the order of `batch.asked`; needs a language model."""
+        assert self.token_head is not None
+        with self._entered(hidden):
+            return self.token_head.scores(model_inputs(batch), batch)
+
+    def recomputed(self) -> AbstractContextManager[None]:
+        """Within, blocks keep only what enters them for the backward pass, which must happen within too."""
+        return Recomputed(self.module, list(self.layers))()
+
+    def _entered(self, hidden: Tensor | None) -> AbstractContextManager[None]:
+        if hidden is None:
+            return nullcontext()
+        assert self.prefix is not None
+        return self.prefix.replaced(hidden)
 
     def features(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
         """What the head's first layer sees, `(n, width)`: the input of a linear probe."""
@@ -197,83 +216,7 @@ class StackedModel:
                 yield name
 
 
-def model_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The keyword arguments of a transformers model for a batch."""
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    return inputs if batch.token_type_ids is None else {**inputs, "token_type_ids": batch.token_type_ids}
-
-
-class FrozenPrefix:
-    """The blocks below the first adapted one, which give the same hidden states for an example in every round."""
-
-    def __init__(self, module: nn.Module, stack: str, first: int) -> None:
-        blocks = module.get_submodule(stack)
-        assert isinstance(blocks, nn.ModuleList)
-        self.module = module
-        self.below: Sequence[nn.Module] = list(blocks)[:first]
-        self.first = blocks[first]
-        self.depth = first
-
-    @torch.no_grad()
-    def compute(self, batch: Batch) -> Tensor:
-        """Hidden states `(n, length, width)` that enter the first adapted block."""
-        seen: list[Tensor] = []
-
-        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-            raise _Stop
-
-        handle = self.first.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with suppress(_Stop):  # the rest of the forward pass is not needed
-                self.module(**model_inputs(batch))
-        finally:
-            handle.remove()
-        return seen[0]
-
-    @contextmanager
-    def replaced(self, hidden: Tensor) -> Iterator[None]:
-        """Within, the blocks below pass their input on, and the first adapted block receives `hidden`."""
-
-        def enter(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-        def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-            return hidden_states
-
-        handle = self.first.register_forward_pre_hook(enter, with_kwargs=True)
-        for block in self.below:
-            block.forward = skip
-        try:
-            yield
-        finally:
-            handle.remove()
-            for block in self.below:
-                del block.forward
-
-
-class _Stop(Exception):
-    """Ends a forward pass once the frozen blocks have run."""
-
-
 def _expect_linear(name: str, layer: nn.Module) -> nn.Linear:
     if not isinstance(layer, nn.Linear):
         raise ModelError(f"site {name!r} is a {type(layer).__name__} in this model; expected nn.Linear")
     return layer
-
-
-def _first_block(module: nn.Module, sites: Sequence[str]) -> tuple[str, int] | None:
-    """The stack of blocks and the number of the first adapted one, if all adapted blocks lie in one stack."""
-    blocks = [block for site in sites if (block := block_of(site))]
-    stacks = {stack for stack, _ in blocks}
-    if len(stacks) != 1:
-        return None
-    stack = stacks.pop()
-    if not isinstance(module.get_submodule(stack), nn.ModuleList):
-        return None
-    names = list(dict(module.named_modules()))
-    if any(block_of(site) is None and names.index(site) < names.index(stack) for site in sites):
-        return None  # an adapted layer below the blocks: nothing is frozen
-    return stack, min(number for _, number in blocks)

@@ -175,7 +175,14 @@ def _time_evaluation(federation: Federation, filling: _Filling) -> float:
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
         for split in splits:
-            evaluate(federation.model, federation.initial, split.data, batch=batch, cache=split.cache)
+            evaluate(
+                federation.model,
+                federation.objective,
+                federation.initial,
+                split.data,
+                batch=batch,
+                cache=split.cache,
+            )
         seconds = time.perf_counter() - start
     return seconds
 
@@ -203,6 +210,7 @@ def _time_steps(federation: Federation, filling: _Filling) -> tuple[float, float
         start = time.perf_counter()
         train_group(
             federation.model,
+            federation.objective,
             federation.train.data,
             federation.initial,
             plan,

@@ -19,7 +19,9 @@ class ModelConfig(Section):
     pooling: Literal["model", "mean", "cls"] = "model"
     """Which vector the head sees: the model's own choice, the mean over tokens, or the first token."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    quantization: Literal["none"] = "none"
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """Of the frozen weights, by bitsandbytes, on a GPU: 8-bit integers, or 4-bit NormalFloat (QLoRA). Adapters stay in
+    float32."""
     adapter: str | None = None
     """A PEFT adapter directory to start from; its rank, alpha and targets must agree with `[lora]`."""
 
@@ -76,11 +78,12 @@ class LoraSettings(Section):
 class TaskConfig(Section):
     """What is learned, from which data."""
 
-    name: Literal["classify"] = "classify"
+    name: Literal["classify", "generate"] = "classify"
+    """`classify`: a class for every text. `generate`: answers to prompts, by a causal language model."""
     data: str
-    """`tweets`, `bbc`, `newsgroups`, `newsgroup-pairs`, `reuters-r8`, `reuters-r52`, `glue:TASK`, `hub:ID`, a file
-    (CSV, JSONL, parquet), or `nodes`: every node of a deployed federation has training data of its own, and the server
-    evaluates on `test_data`."""
+    """Of `classify`: `tweets`, `bbc`, `newsgroups`, `newsgroup-pairs`, `reuters-r8`, `reuters-r52`, `glue:TASK`. Of
+    `generate`: `bbc-headlines`, `python-functions`. Of both: `hub:ID`, a file (CSV, JSONL, parquet), or `nodes`: every
+    node of a deployed federation has training data of its own, and the server evaluates on `test_data`."""
     test_data: str | None = None
     labels: list[str] | None = None
     """Names of the classes, where `data = "nodes"`: their order is that of the class numbers. Unset, the labels that
@@ -88,12 +91,43 @@ class TaskConfig(Section):
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    prompt: str | None = None
+    """Of `generate`: the column with the prompt. Unset, `messages`, or `instruction` (with `input`) and `output`,
+    `prompt` and `completion` or `response`, `question` and `answer`, whichever the data has."""
+    response: str | None = None
+    """Of `generate`: the column with the answer."""
+    system: str | None = None
+    """Of `generate`: a system message for conversations that have none."""
+    template: str = "auto"
+    """Of `generate`: `chat` (the tokenizer's chat template), `plain` (prompt, answer, end token), `alpaca`, or a text
+    with `{prompt}` in it. `auto` is `chat` where the tokenizer has one, else `plain`."""
+    answers: Literal["all", "last"] = "all"
+    """Of `generate`: learn every answer of a conversation, or the last one only."""
+    overlong: Literal["cut-end", "cut-start", "cut-answer", "error"] = "cut-end"
+    """Of `generate`: what a conversation of more than `max_length` tokens loses: the end or the start of its longest
+    user message, or the end of its answer; or nothing, and it is an error."""
+    packing: bool = False
+    """Of `generate`: lay several short examples of a client's batch in one row of up to `max_length` tokens. Attention
+    stays within each, so that the numbers are the same and only padding is saved."""
     max_length: int = Field(default=128, gt=0)
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     max_train: int | None = Field(default=None, gt=0)
     max_test: int | None = Field(default=None, gt=0)
     max_validation: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _keys_of_the_task(self) -> TaskConfig:
+        """Refuse a key that the task does not read; its default may stand there, as in a resolved recipe."""
+        own = {
+            "classify": ("text", "text_pair", "label", "labels"),
+            "generate": ("prompt", "response", "system", "template", "answers", "overlong", "packing"),
+        }
+        for task, keys in own.items():
+            for key in keys:
+                if task != self.name and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: only the task {task!r} reads it, and task.name = {self.name!r}")
+        return self
 
 
 class PartitionConfig(OpenSection):
@@ -130,6 +164,9 @@ class TrainConfig(Section):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     bucket: bool = True
     """Deal each client's draws of a round into batches of like length: less padding, same examples."""
+    checkpointing: bool = False
+    """Keep only the input of every block and compute the block again for its gradient: less memory, more time, the same
+    numbers."""
     cache_frozen: bool = False
     cache_limit_mb: int = Field(default=2048, gt=0)
 

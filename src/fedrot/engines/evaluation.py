@@ -12,16 +12,16 @@ from fedrot.core.adapter import Adapter, normalise
 from fedrot.engines.setup import Federation, Split
 from fedrot.evaluate import expected_accuracy, predict
 from fedrot.server import ServerState, starts
-from fedrot.tasks import metrics, recalls
+from fedrot.tasks import recalls
 
 
 def evaluate_state(federation: Federation, state: ServerState) -> dict[str, float]:
     """Scores on the test split and, under `validation_...`, on the validation split if there is one.
 
-    `accuracy`, `macro_f1` and the loss are those of the model on the common split. `local_accuracy` is what a client
-    can expect on its own mix of labels, from the recall of each class on the split, averaged over all clients with
-    their aggregation weights. Where clients keep a part of the model, every figure is the weighted mean over all
-    clients, each with its own model.
+    The task's metrics and the loss are those of the model on the common split. Where examples have classes,
+    `local_accuracy` is what a client can expect on its own mix of labels, from the recall of each class on the split,
+    averaged over all clients with their aggregation weights. Where clients keep a part of the model, every figure is
+    the weighted mean over all clients, each with its own model.
     """
     test = _scores(federation, state, federation.test)
     record = {name: value for name, value in test.items() if name != "loss"} | {"eval_loss": test["loss"]}
@@ -32,18 +32,21 @@ def evaluate_state(federation: Federation, state: ServerState) -> dict[str, floa
 
 
 def _scores(federation: Federation, state: ServerState, split: Split) -> dict[str, float]:
-    every = range(federation.clients)
+    objective = federation.objective
     weights = normalise(federation.weights, federation.clients)
     if not federation.method.laws.personal:
-        logits = _logits(federation, state.adapter, split)
-        scores = metrics(logits, split.data.labels)
-        recall = recalls(logits, split.data.labels).expand(federation.clients, -1)
+        seen = [_observed(federation, state.adapter, split)]
+        scores = objective.metrics(seen[0], split.data)
     else:
-        each = [_logits(federation, _own(federation, state, client), split) for client in every]
-        singles = [metrics(logits, split.data.labels) for logits in each]
+        every = range(federation.clients)
+        seen = [_observed(federation, _own(federation, state, client), split) for client in every]
+        singles = [objective.metrics(observed, split.data) for observed in seen]
         scores = {name: _mean([single[name] for single in singles], weights) for name in singles[0]}
-        recall = torch.stack([recalls(logits, split.data.labels) for logits in each])
-    local = expected_accuracy(recall.cpu(), federation.label_counts(), weights)
+    if not federation.task.labels:
+        return scores
+    recall = torch.stack([recalls(logits, split.data.labels) for logits in seen])
+    counts = federation.label_counts()
+    local = expected_accuracy(recall.cpu().expand(federation.clients, -1), counts, weights)
     return scores if local is None else scores | {"local_accuracy": local}
 
 
@@ -51,9 +54,11 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def _logits(federation: Federation, adapter: Adapter, split: Split) -> Tensor:
+def _observed(federation: Federation, adapter: Adapter, split: Split) -> Tensor:
     batch = federation.config.federation.evaluate_batch
-    return predict(federation.model, adapter, split.data, batch=batch, cache=split.cache)
+    return predict(
+        federation.model, federation.objective, adapter, split.data, batch=batch, cache=split.cache
+    )
 
 
 def _own(federation: Federation, state: ServerState, client: int) -> Adapter:

@@ -14,7 +14,7 @@ from fedrot.participation import deal_ranks
 from fedrot.partition import partition
 from fedrot.rundir import RunDirectory, is_free
 from fedrot.server import ServerState, represented
-from fedrot.tasks import load_task
+from fedrot.tasks import load_task, objective
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,6 +45,7 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
     base = load_base(
         config.model,
         task.labels,
+        kind=objective(config.task).head,
         seed=config.seed,
         precision=config.train.precision,
         modules_to_save=config.lora.modules_to_save,

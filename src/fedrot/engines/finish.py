@@ -71,9 +71,14 @@ def _write_results(
     save_adapter(run.adapter, state, federation.base, config, federation.weights, federation.ranks)
     if config.output.personal:
         save_personal(run.personal, state, federation.base, config, federation.ranks)
-    evaluated = [record for record in records if "accuracy" in record]
-    chosen = [record for record in evaluated if "validation_accuracy" in record]
-    best = max(chosen, key=lambda record: (record["validation_accuracy"], -record["round"]), default=None)
+    metric = federation.objective.metric
+    evaluated = [record for record in records if metric.name in record]
+    chosen = f"validation_{metric.name}"
+    best = max(
+        (record for record in evaluated if chosen in record),
+        key=lambda record: (metric.gain(record[chosen]), -record["round"]),
+        default=None,
+    )
     summary: dict[str, Any] = {
         "fedrot": importlib.metadata.version("fedrot"),
         "versions": {"python": platform.python_version()}
@@ -83,11 +88,13 @@ def _write_results(
         "method": config.method.name,
         "task": federation.task.name,
         "model": config.model.path,
+        "kind": config.task.name,
+        "metric": {"name": metric.name, "better": metric.better},
         "labels": list(federation.task.labels),
         "rounds": state.round,
         "interrupted": interrupted,
         "clients": federation.clients,
-        "final": _final(compat.reported(config, evaluated, "accuracy", "higher")) if evaluated else {},
+        "final": _final(compat.reported(config, evaluated, metric.name, metric.better)) if evaluated else {},
         "best_validation_round": best["round"] if best else None,
         "best_validation": _final(best) if best else None,
         "probe": floor,
@@ -111,9 +118,11 @@ def _write_results(
     return summary
 
 
+SCORES = ("accuracy", "local_accuracy", "macro_f1", "perplexity", "token_accuracy", "loss")
+
+
 def _final(record: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("round", "loss", "accuracy", "local_accuracy", "macro_f1", "eval_loss", "validation_accuracy")
-    names += ("validation_local_accuracy", "validation_loss")
+    names = ("round", *SCORES, "eval_loss", *(f"validation_{name}" for name in SCORES))
     return {name: record[name] for name in names if name in record}
 
 

@@ -26,9 +26,10 @@ from fedrot.partition import Partition, partition
 from fedrot.privacy import Accountant, check_delta, check_privacy
 from fedrot.stacked import StackedModel
 from fedrot.tasks.base import TaskData
-from fedrot.tasks.classify import load_task
-from fedrot.tasks.encode import Encoded, encode
-from fedrot.tasks.own import NODES, load_held_out
+from fedrot.tasks.batch import Encoded
+from fedrot.tasks.catalogue import objective
+from fedrot.tasks.objective import Objective
+from fedrot.tasks.own import NODES
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -129,9 +130,14 @@ class Federation:
             return None
         return len(self.train.data) if self.examples is None else sum(self.examples)
 
+    @cached_property
+    def objective(self) -> Objective:
+        """What is learned."""
+        return objective(self.config.task)
+
     def label_counts(self) -> Tensor:
-        """`(clients, labels)` training examples."""
-        return self.partition.counts(self.train.data.labels.cpu(), len(self.task.labels))
+        """`(clients, labels)` training examples; `(clients, 1)` where they have no classes."""
+        return self.partition.counts(self.train.data.labels.cpu(), max(1, len(self.task.labels)))
 
 
 def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
@@ -152,8 +158,14 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     choose_device(config.train.device)
     shared = shared or Shared()
     apart = config.task.data == NODES
-    load = load_held_out if apart else load_task
-    task = shared.get("task", task_key(config), lambda: load(config.task, config.seed))
+    goal = objective(config.task)
+    if config.output.probe and goal.head != "sequence-classification":
+        raise ConfigError(
+            f"output.probe = true: a linear probe needs classes, which task.name = {config.task.name!r} has not; set "
+            "output.probe = false"
+        )
+    load = goal.load_held_out if apart else goal.load
+    task = shared.get("task", task_key(config), lambda: load(config.seed))
     clients = config.federation.clients
     shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
     check_delta(config.privacy, len(shares.rows))
@@ -171,7 +183,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         train,
         parts.split("validation", task.validation) if task.validation is not None else None,
         parts.split("test", task.test),
-        choose_group_size(config, len(shares.rows), parts.model, parts.initial, train.data),
+        choose_group_size(config, len(shares.rows), parts.model, goal, parts.initial, train.data),
         ranks,
     )
 
@@ -196,12 +208,13 @@ class Parts:
 
     def _built(self, name: str, data: Dataset) -> Split:
         config = self.config
-        encoded = encode(data, self.base.tokenizer, config.task.max_length).to(self.base.device)
+        goal = objective(config.task)
+        encoded = goal.encode(data, self.base.tokenizer).to(self.base.device)
         if not config.train.cache_frozen:
             return Split(encoded)
         cache = FrozenCache(self.model, encoded, config.train.cache_limit_mb)
         if name == "train":
-            _check_cache(self.model, self.initial, encoded, cache)
+            _check_cache(self.model, goal, self.initial, encoded, cache)
         return Split(encoded, cache)
 
 
@@ -249,6 +262,7 @@ def _base(config: RunConfig, labels: Sequence[str], device: torch.device) -> Bas
     return load_base(
         config.model,
         labels,
+        kind=objective(config.task).head,
         seed=config.seed,
         precision=compat.precision(config),
         device=device,
@@ -304,17 +318,20 @@ def choose_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def _check_cache(model: StackedModel, adapter: Adapter, data: Encoded, cache: FrozenCache) -> None:
+def _check_cache(
+    model: StackedModel, objective: Objective, adapter: Adapter, data: Encoded, cache: FrozenCache
+) -> None:
     """Refuse a cache that would change results: some architectures feed later blocks by more than hidden states."""
     rows = torch.arange(min(4, len(data)))
     cache.ensure(rows)
     batch = data.batch(rows)
     model.load(adapter.expand(1))
-    full, cached = model.logits(batch), model.logits(batch, cache.hidden(batch))
+    full = objective.observe(model, batch, None)
+    cached = objective.observe(model, batch, cache.hidden(batch))
     model.unload()
     tolerance = 1e-4 if full.dtype == torch.float32 and model.base.dtype == torch.float32 else 3e-2
     if not torch.allclose(full, cached, rtol=tolerance, atol=tolerance):
         raise ModelError(
-            f"train.cache_frozen = true: this architecture gives other logits from cached states (largest difference "
+            f"train.cache_frozen = true: this architecture gives other results from cached states (largest difference "
             f"{(full - cached).abs().max():.1e}); set train.cache_frozen = false"
         )

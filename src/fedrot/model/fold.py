@@ -42,6 +42,11 @@ class Fold:
                     f"residual at {site!r}: a {tuple(f.a.shape)}, b {tuple(f.b.shape)}, but the model has {shape} "
                     "there; expected a (rank, d_in) and b (d_out, rank) of an adapted layer"
                 )
+            if not layer.weight.is_floating_point():
+                raise ModelError(
+                    f"residual at {site!r}: the base weights are quantised, and nothing can be added to them; set "
+                    "model.quantization = 'none', or choose a method that leaves the base weights alone"
+                )
         for site, f in residual.items():
             layer = self.layers[site]
             weight: Any = layer.weight

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter
+from fedrot.errors import ModelError
 from fedrot.model.base import BaseModel
 from fedrot.model.peft_format import folded
 from fedrot.model.words import CARD
@@ -29,9 +30,18 @@ def merged(base: BaseModel, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_merged(directory: Path, base: BaseModel, adapter: Adapter) -> None:
-    """Write the merged model (`save_pretrained` layout) and its tokenizer."""
+    """Write the merged model (`save_pretrained` layout) and its tokenizer.
+
+    Raises:
+        ModelError: the base model is quantised.
+    """
     import safetensors.torch
 
+    if base.quantized:
+        raise ModelError(
+            f"model.path = {base.path!r}: an update cannot be added to quantised weights; load the base model with "
+            "model.quantization = 'none' to merge, or use the adapter as it is"
+        )
     module: Any = base.module
     if base.pooling != "model":
         directory.mkdir(parents=True, exist_ok=True)
@@ -41,7 +51,8 @@ def save_merged(directory: Path, base: BaseModel, adapter: Adapter) -> None:
         facts = {"pooling": base.pooling, "labels": list(base.labels)}
         (directory / CARD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     else:
-        module.config.id2label = dict(enumerate(base.labels))
-        module.config.label2id = {label: index for index, label in enumerate(base.labels)}
+        if base.labels:
+            module.config.id2label = dict(enumerate(base.labels))
+            module.config.label2id = {label: index for index, label in enumerate(base.labels)}
         module.save_pretrained(directory, state_dict=dict(merged(base, adapter)))
     base.tokenizer.save_pretrained(directory)

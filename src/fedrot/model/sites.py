@@ -13,7 +13,7 @@ from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.initial import initial_a
 from fedrot.core.rng import generator
 from fedrot.errors import ConfigError, ModelError
-from fedrot.model.base import BaseModel
+from fedrot.model.base import CLASSIFIER, BaseModel
 from fedrot.model.words import inside
 
 
@@ -21,7 +21,7 @@ def find_sites(base: BaseModel, lora: LoraSettings) -> tuple[str, ...]:
     """Full names of the layers to adapt, in module order.
 
     Args:
-        base: the model; its head is never adapted.
+        base: the model; its head and a language model's output layer are never adapted.
         lora: `target_modules` as suffixes, one regular expression over full names, or `all-linear` (every
             `nn.Linear` outside the head); `layers` keeps the first or last k blocks of each stack of blocks.
 
@@ -30,7 +30,8 @@ def find_sites(base: BaseModel, lora: LoraSettings) -> tuple[str, ...]:
     """
     modules = {name: module for name, module in base.module.named_modules() if name}
     linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-    outside = {name for name in modules if not any(inside(name, head) for head in base.head)}
+    kept_out = [*base.head, *([base.output_layer] if base.output_layer else [])]
+    outside = {name for name in modules if not any(inside(name, head) for head in kept_out)}
     matched = [
         name for name in modules if name in outside and _matches(name, name in linear, lora.target_modules)
     ]
@@ -104,7 +105,7 @@ def initial_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> Adapter:
         a = initial_a(lora.rank, layer.in_features, generator(seed, "init", 0, index))
         sites[name] = Factors(a.to(device), torch.zeros(layer.out_features, lora.rank, device=device))
     parameters = base.head_parameters() if lora.train_head else {}
-    if lora.train_head and not parameters:
+    if lora.train_head and not parameters and base.kind == CLASSIFIER:
         raise ModelError(
             "lora.train_head = true: no head found in the model; name it in lora.modules_to_save, or set "
             "lora.train_head = false"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
+
 CARD = "fedrot.json"
 """Facts about an exported model or adapter that transformers and PEFT have no place for."""
 
@@ -22,6 +25,9 @@ class quiet_transformers:
     def __enter__(self) -> None:
         from transformers.utils import logging
 
+        # GGUF files are read under a bar of their own, which no setting of transformers hides.
+        self.stderr = redirect_stderr(io.StringIO())
+        self.stderr.__enter__()
         self.verbosity = logging.get_verbosity()
         self.bars = logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
@@ -30,6 +36,7 @@ class quiet_transformers:
     def __exit__(self, *_: object) -> None:
         from transformers.utils import logging
 
+        self.stderr.__exit__(None, None, None)
         logging.set_verbosity(self.verbosity)
         if self.bars:
             logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sysconfig
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ Rows = list[dict[str, object]]
 
 @dataclass(frozen=True)
 class Corpus:
-    """The package that carries a corpus, and how to read its splits (`train`, perhaps `test`) from there."""
+    """The package that carries a corpus, and how to read its splits (`train`, perhaps `test`) from there.
 
-    package: str
+    Without a package it is read from the running interpreter's standard library.
+    """
+
+    package: str | None
     version: str
     read: Callable[[Path], dict[str, Rows]]
+    notes: tuple[str, ...] = ()
 
 
 def load_corpus(name: str) -> Source:
@@ -38,23 +43,9 @@ def load_corpus(name: str) -> Source:
     Raises:
         DataError: its package is not installed (the message has the command), or lacks the files.
     """
-    from datasets import Dataset
-
-    corpus = CORPORA[name]
-    root = _root(name, corpus)
-    try:
-        splits = corpus.read(root)
-    except OSError as error:
-        raise DataError(
-            f"task.data = {name!r}: the installed package {corpus.package} lacks '{error.filename}'; "
-            f"{_install(corpus)}"
-        ) from error
-    notes: tuple[str, ...] = ()
-    if "test" not in splits:
-        splits["train"], notes = _first_of_each_text(name, splits["train"])
-    tables: dict[str, Dataset] = {split: Dataset.from_list(rows) for split, rows in splits.items()}
+    where, tables, notes = load_rows(name, CORPORA[name], distinct=True)
     return Source(
-        where=f"task.data = {name!r}",
+        where=where,
         train=tables["train"],
         test=tables.get("test"),
         text="text",
@@ -65,7 +56,41 @@ def load_corpus(name: str) -> Source:
     )
 
 
+def load_rows(
+    name: str, corpus: Corpus, *, distinct: bool = False
+) -> tuple[str, dict[str, Dataset], tuple[str, ...]]:
+    """How to name a corpus in a message, the tables of its splits, and notes.
+
+    Args:
+        name: the recipe's `task.data`.
+        corpus: what it stands for.
+        distinct: drop labelled texts that occur twice in a corpus without a test split.
+
+    Raises:
+        DataError: as `load_corpus` does.
+    """
+    from datasets import Dataset
+
+    try:
+        splits = corpus.read(_root(name, corpus))
+    except OSError as error:
+        raise DataError(
+            f"task.data = {name!r}: the installed package {corpus.package} lacks '{error.filename}'; "
+            f"{_install(corpus)}"
+        ) from error
+    notes: tuple[str, ...] = ()
+    if distinct and "test" not in splits:
+        splits["train"], notes = _first_of_each_text(name, splits["train"])
+    return (
+        f"task.data = {name!r}",
+        {split: Dataset.from_list(rows) for split, rows in splits.items()},
+        (*notes, *corpus.notes),
+    )
+
+
 def _root(name: str, corpus: Corpus) -> Path:
+    if corpus.package is None:
+        return Path(sysconfig.get_path("stdlib"))
     try:
         return Path(str(distribution(corpus.package).locate_file("")))
     except PackageNotFoundError:

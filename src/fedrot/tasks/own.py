@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from fedrot.config import TaskConfig
 from fedrot.errors import ConfigError, DataError, nearest
 from fedrot.tasks.base import TaskData
-from fedrot.tasks.classify import limited, named_splits, split_off
 from fedrot.tasks.columns import column_values, with_columns
+from fedrot.tasks.held_out import reserved
+from fedrot.tasks.labelled import LABELLED, named_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,20 +30,25 @@ def load_held_out(config: TaskConfig, seed: int) -> TaskData:
         ConfigError: no `task.test_data`.
         DataError: unusable data, or a label that is not among `task.labels`.
     """
+    table = held_out_table(config)
+    splits, names, where, notes = named_splits(table)
+    labels = tuple(config.labels or names)
+    everything = _renumbered(splits["train"], names, labels, where)
+    parts = reserved(everything, table, seed, LABELLED)
+    return TaskData(NODES, labels, everything.select([]), parts.get("validation"), parts["test"], notes)
+
+
+def held_out_table(config: TaskConfig) -> TaskConfig:
+    """A `[task]` whose data is what the server holds out.
+
+    Raises:
+        ConfigError: no `task.test_data`.
+    """
     if config.test_data is None:
         raise ConfigError(
             "task.test_data: missing; where task.data = 'nodes' the server needs examples of its own to evaluate on"
         )
-    table = config.model_copy(update={"data": config.test_data, "test_data": None, "max_train": None})
-    splits, names, where, notes = named_splits(table)
-    labels = tuple(config.labels or names)
-    everything = _renumbered(splits["train"], names, labels, where)
-    parts = {"test": everything}
-    if config.validation_fraction:
-        drawn = split_off({"train": everything}, table, seed, ["validation"])
-        parts = {"validation": drawn["validation"], "test": drawn["train"]}
-    parts = limited(parts, config, seed)
-    return TaskData(NODES, labels, everything.select([]), parts.get("validation"), parts["test"], notes)
+    return config.model_copy(update={"data": config.test_data, "test_data": None, "max_train": None})
 
 
 def load_own(config: TaskConfig, labels: Sequence[str], who: str) -> Dataset:

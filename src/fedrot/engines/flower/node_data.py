@@ -19,7 +19,8 @@ from fedrot.errors import ConfigError, DataError
 from fedrot.methods import build
 from fedrot.model import fingerprint
 from fedrot.partition import partition
-from fedrot.tasks.own import NODES, load_own
+from fedrot.tasks import objective
+from fedrot.tasks.own import NODES
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, .
 
 
 def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], shared: Shared) -> Local:
-    task = load_own(config.task, labels, f"node {settings.name!r}")
+    goal = objective(config.task)
+    task = goal.load_own(labels, f"node {settings.name!r}")
     dealt: Sequence[Tensor] = [torch.arange(len(task))]
     if len(settings.clients) > 1:
         dealt = partition(task, config.partition, len(settings.clients), config.seed).rows
@@ -92,8 +94,9 @@ def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], sha
         config,
         build(config.method.name, config.method.options, config.seed),
         parts.model,
+        goal,
         train,
         rows,
-        choose_group_size(config, len(rows), parts.model, parts.initial, train.data),
+        choose_group_size(config, len(rows), parts.model, goal, parts.initial, train.data),
     )
     return Local(members, parts.initial, fingerprint(parts.base), parts.base.device)

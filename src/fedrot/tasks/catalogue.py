@@ -1,0 +1,27 @@
+"""The tasks there are, by their names in recipes."""
+
+from __future__ import annotations
+
+from fedrot.config import TaskConfig
+from fedrot.tasks.base import TaskData
+from fedrot.tasks.classify import Classify
+from fedrot.tasks.generate import Generate
+from fedrot.tasks.objective import Objective
+
+TASKS: dict[str, type[Objective]] = {"classify": Classify, "generate": Generate}
+"""`task.name` to the class."""
+
+
+def objective(config: TaskConfig) -> Objective:
+    """The task that a recipe names."""
+    return TASKS[config.name](config)
+
+
+def load_task(config: TaskConfig, seed: int) -> TaskData:
+    """The split data that a recipe names.
+
+    Raises:
+        DataError: data that cannot be found, read or used; the message names the key, the row and the remedy.
+        ConfigError: keys that do not fit each other or the data.
+    """
+    return objective(config).load(seed)
