@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -18,6 +19,7 @@ from fedrot.config import PartitionConfig
 from fedrot.errors import ConfigError, DataError
 from fedrot.partition import Partition, partition
 from fedrot.partition_options import kinds
+from fedrot.partition_rows import NumberedRows
 
 COMPLETE: list[tuple[str, dict[str, Any]]] = [
     ("iid", {}),
@@ -226,3 +228,24 @@ def test_nothing_is_written_to_the_terminal(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
     assert datasets.are_progress_bars_disabled() == before
     assert "flwr_datasets" in sys.modules
+
+
+@pytest.mark.filterwarnings("ignore:Specifying null_placement:FutureWarning")
+def test_rows_are_picked_as_datasets_would_pick_them() -> None:
+    columns = {"row": [(i * 17) % 40 for i in range(40)], "value": [(i * 7) % 5 for i in range(40)]}
+    quick, slow = NumberedRows.from_dict(columns), Dataset.from_dict(columns)
+    for chosen in ([5, 3, 3], range(4, 20, 3), np.array([7, 1]), []):
+        assert quick.select(chosen).tolist() == slow.select(chosen)["row"][:]
+    for shard in range(7):
+        there = slow.shard(7, shard, contiguous=True)["row"][:]
+        assert np.asarray(quick.shard(7, shard, contiguous=True)).tolist() == there
+    assert quick.sort("value").select(range(40)).tolist() == slow.sort("value")["row"][:]
+
+
+def test_labels_are_counted_client_by_client() -> None:
+    data = table()
+    made = split("dirichlet", alpha=0.5)
+    counted = [
+        [sum(data["label"][row] == c for row in rows.tolist()) for c in range(4)] for rows in made.rows
+    ]
+    assert made.counts(data["label"][:], 4).tolist() == counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -24,10 +25,11 @@ class Participation:
     lags: Mapping[int, int] = field(default_factory=dict[int, int])
     """How many rounds back the broadcast lies that a stale client trained from; others are not listed."""
 
-    @property
+    @cached_property
     def reporting(self) -> tuple[int, ...]:
         """The chosen clients that send an update."""
-        return tuple(client for client in self.chosen if client not in self.dropped)
+        dropped = set(self.dropped)
+        return tuple(client for client in self.chosen if client not in dropped)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def participate(
     chosen = choose_clients(seed, round, clients, federation.fraction)
     dropped = tuple(c for c in chosen if _uniform(seed, "absence", round, c) < federation.dropout)
     lags: dict[int, int] = {}
-    for client in chosen:
-        if client not in dropped and _uniform(seed, "stale", round, client) < federation.stale:
+    for client in Participation(chosen, dropped).reporting:
+        if _uniform(seed, "stale", round, client) < federation.stale:
             draws = generator(seed, "lag", round, client)
             lag = 1 + int(torch.randint(federation.stale_rounds, (), generator=draws))
             if earlier:

@@ -51,8 +51,9 @@ class Partition:
 
     def counts(self, labels: Tensor | Sequence[int], classes: int) -> Tensor:
         """How many examples of each class each client has: `(clients, classes)` int64, from `(n,)` labels."""
-        label_tensor = torch.as_tensor(labels, dtype=torch.long)
-        return torch.stack([torch.bincount(label_tensor[rows], minlength=classes) for rows in self.rows])
+        owner = torch.arange(len(self)).repeat_interleave(torch.tensor(self.sizes, dtype=torch.long))
+        held = torch.as_tensor(labels, dtype=torch.long)[torch.cat(self.rows)]
+        return torch.bincount(owner * classes + held, minlength=len(self) * classes).view(len(self), classes)
 
 
 def partition(train: Dataset, config: PartitionConfig, clients: int | None, seed: int) -> Partition:
@@ -148,7 +149,7 @@ def _apply(
     codes: np.ndarray[Any, Any] | None,
 ) -> tuple[tuple[Tensor, ...], list[str]]:
     """Run the partitioner on a table of row numbers and the deciding column alone; also what it warned of."""
-    from datasets import Dataset
+    from fedrot.partition_rows import NumberedRows  # not above: it takes half a second to import datasets
 
     arguments = dict(options)
     if "distribution_array" in arguments:
@@ -170,17 +171,17 @@ def _apply(
             partitioner = kind_class(**arguments)
         except _FAILURES as error:
             raise ConfigError(f"partition.kind = {config.kind!r} with {shown}: {error}") from error
-        partitioner.dataset = Dataset.from_dict(table)
+        partitioner.dataset = NumberedRows.from_dict(table)
         try:
-            parts = [
-                partitioner.load_partition(index)[:]["row"] for index in range(partitioner.num_partitions)
+            parts: list[Any] = [
+                partitioner.load_partition(index) for index in range(partitioner.num_partitions)
             ]
         except _FAILURES as error:
             raise DataError(
                 f"partition.kind = {config.kind!r} with {shown} cannot divide {len(rows)} training examples: "
                 f"{str(error).rstrip('. ')}. Remedy: {_remedy(config)}"
             ) from error
-    made = tuple(torch.tensor(part, dtype=torch.long) for part in parts)
+    made = tuple(torch.from_numpy(part.astype(np.int64)) for part in parts)
     return made, [str(warning.message) for warning in heard if warning.category is UserWarning]
 
 

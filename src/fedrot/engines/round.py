@@ -66,7 +66,7 @@ class Round:
     @property
     def count(self) -> int:
         """Clients heard of so far."""
-        return len(self.clients) + len(self.rejected)
+        return len(self.summed or self.updates) + len(self.rejected)
 
     @property
     def clients(self) -> list[int]:
