@@ -35,6 +35,7 @@ RUN_EXAMPLES = """[bold]Examples[/bold]
   fedrot run recipes/demo.toml --set method.strength=0.3 --set federation.rounds=30
   fedrot run --resume --out runs/fedit
   fedrot run recipes/demo.toml --engine flower
+  fedrot run recipes/demo.toml --estimate
 """
 
 
@@ -85,6 +86,9 @@ def run(
     engine: Annotated[
         str | None, typer.Option("--engine", help="`local` or `flower`; short for --set engine.name=...")
     ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what memory, hours and bytes it will take.")
+    ] = False,
 ) -> None:
     """Fine-tune across clients as a recipe says, and write adapter, metrics and report to a run directory."""
     from fedrot.engines.run import run as run_recipe
@@ -94,6 +98,11 @@ def run(
     signal.signal(signal.SIGTERM, _interrupt)
     overrides = [*(set_ or ()), *([f"engine.name={engine}"] if engine is not None else [])]
     with reported_errors():
+        if estimate:
+            from fedrot.estimate.command import estimate_run
+
+            estimate_run(recipe, overrides, out)
+            return
         observer = make_observer(out, err)
         try:
             with observer:
@@ -151,7 +160,13 @@ def compare(
         bool, typer.Option("--resume", help="Go on with, or extend, the comparison in --out.")
     ] = False,
     keep_adapters: Annotated[bool, typer.Option("--keep-adapters", help="Keep each run's adapter.")] = False,
-    budget: Annotated[bool, typer.Option("--budget", help="Only say how long it will take.")] = False,
+    budget: Annotated[
+        bool, typer.Option("--budget", help="Only say how long it will take here, from timing its parts.")
+    ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Only say what it will take on several devices, by calculation."),
+    ] = False,
 ) -> None:
     """Compare methods over seeds, alike in everything else; settings are chosen on the validation split."""
     from fedrot.comparison.command import run_command
@@ -175,6 +190,7 @@ def compare(
             resume=resume,
             keep_adapters=keep_adapters,
             budget=budget,
+            estimate=estimate,
             console=out,
             errors=err,
         )

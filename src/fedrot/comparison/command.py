@@ -11,13 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedrot.comparison.budget import estimate_budget
-from fedrot.comparison.design import Design
+from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.display import Display, duration
-from fedrot.comparison.options import parse_assignments, parse_list, parse_variant
-from fedrot.comparison.run import Comparison, plan, run_design
+from fedrot.comparison.options import parse_assignments, parse_list, parse_variant, shown
+from fedrot.comparison.run import Comparison, plan, remaining_cells, run_design
 from fedrot.comparison.store import Store, plan_differences
 from fedrot.comparison.table import explanation, headers, rows, verdict
+from fedrot.config import RunConfig
 from fedrot.errors import ConfigError, OutputError, TrainingError
+from fedrot.estimate import DEVICES, forecast, this_cpu
+from fedrot.estimate.words import Arms, print_comparison
 
 
 def run_command(
@@ -31,6 +34,7 @@ def run_command(
     overrides: Sequence[str],
     console: Console,
     errors: Console,
+    estimate: bool = False,
     **options: Any,
 ) -> int:
     """Run the command and return its exit code.
@@ -39,6 +43,9 @@ def run_command(
         FedrotError: as `fedrot.compare` does.
     """
     design, path = plan(recipe, parse_options(**options), out=out, resume=resume, overrides=overrides)
+    if estimate:
+        print_estimate(design, console)
+        return 0
     if budget:
         print_budget(design, path, resume=resume, jobs=jobs, console=console, errors=errors)
         return 0
@@ -127,6 +134,21 @@ def print_budget(
         "that do not slow each other down",
         soft_wrap=True,
     )
+
+
+def first_config(design: Design, arm: Arm) -> RunConfig:
+    """The recipe of an arm's first run; its others take as long."""
+    return design.config(arm.variant, arm.point, arm.candidates[0], design.seeds[0])
+
+
+def print_estimate(design: Design, console: Console) -> None:
+    """Say what all runs take on several devices, from the recipes alone."""
+    devices = (*DEVICES, this_cpu())
+    arms = [
+        Arms(shown(arm.point), arm.variant, runs, forecast(first_config(design, arm), devices))
+        for arm, runs in remaining_cells(design)
+    ]
+    print_comparison(arms, console)
 
 
 def print_result(found: Comparison, console: Console) -> None:

@@ -64,6 +64,12 @@ def find_sites(base: BaseModel, lora: LoraSettings) -> tuple[str, ...]:
     return tuple(kept)
 
 
+def chosen(linear: Sequence[str], lora: LoraSettings) -> list[str]:
+    """Of the names of a model's dense layers outside its head, those to adapt; empty if none matches."""
+    matched = [name for name in linear if _matches(name, True, lora.target_modules)]
+    return _keep_layers(matched, lora.layers)
+
+
 def _matches(name: str, is_linear: bool, targets: str | Sequence[str]) -> bool:
     if targets == "all-linear":
         return is_linear
