@@ -16,6 +16,8 @@ from rich.markup import escape
 
 from fedrot.deploy_cli import app as deploy_app
 from fedrot.errors import FedrotError
+from fedrot.eval_cli import EXAMPLES as EVAL_EXAMPLES
+from fedrot.eval_cli import evaluate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +27,7 @@ app = typer.Typer(
     help="Federated LoRA fine-tuning in which clients rotate their factors into a common frame before averaging.",
 )
 app.add_typer(deploy_app, name="deploy")
+app.command("eval", epilog=EVAL_EXAMPLES.replace("\n", "\n\n"))(evaluate)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -305,6 +308,6 @@ def main() -> None:
     """Entry point of the `fedrot` command."""
     try:
         app()
-    except FedrotError as error:  # raised while arguments were parsed, or by `deploy`
+    except FedrotError as error:  # raised while arguments were parsed, or by `deploy` and `eval`
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(error.exit_code) from None

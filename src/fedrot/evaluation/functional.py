@@ -79,6 +79,23 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
     return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
 
 
+def check_allowed(allow_code: bool, confinement: Confinement) -> None:
+    """Refuse to run generated code without consent.
+
+    Raises:
+        ConfigError: no consent; the message says what it would mean.
+    """
+    if not allow_code:
+        meaning = {
+            "namespaces": "without network, files or rights, for a few seconds each",
+            "limits-only": "with bounds on time and memory, but with the network and the files of its user",
+        }
+        raise ConfigError(
+            "generated code was not run, since that needs your consent: --run-code, or allow_code=True; it would run "
+            f"confined ({confinement}: {meaning[confinement]})"
+        )
+
+
 def run_tests(
     programs: Sequence[str],
     *,
@@ -98,13 +115,7 @@ def run_tests(
     Raises:
         ConfigError: not allowed, or the confinement is refused here or does not hold; nothing was run.
     """
-    if not allow_code:
-        raise ConfigError(
-            "generated code was not run: this needs your consent, --run-code or allow_code=True; it runs confined "
-            f"({confinement}), without network and rights of its own"
-            if confinement == "namespaces"
-            else "generated code was not run: this needs your consent, --run-code or allow_code=True"
-        )
+    check_allowed(allow_code, confinement)
     check_confinement(confinement)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         return list(pool.map(lambda p: run_confined(p, limits=limits, confinement=confinement), programs))

@@ -1,0 +1,213 @@
+"""Evaluators on a run's own test split, or on a file of the same form: perplexity, exact match, ROUGE."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedrot.blocks import TokenHead, model_inputs
+from fedrot.config import TaskConfig
+from fedrot.core.token_loss import TokenScores
+from fedrot.errors import ConfigError, DataError, ModelError
+from fedrot.evaluation.answers import EXTRACTORS, exact_match, same_number, strict_match
+from fedrot.evaluation.generation import complete
+from fedrot.evaluation.options import Options, generation_record
+from fedrot.evaluation.place import Loaded, Place
+from fedrot.evaluation.plan import Run, Tell
+from fedrot.evaluation.results import Result, mean_and_error
+from fedrot.evaluation.rouge import rouge, words
+from fedrot.tasks.batch import Batch, batches_by_length
+from fedrot.tasks.dialogues import messages_of
+from fedrot.tasks.generate import Generate
+from fedrot.tasks.own import NODES
+from fedrot.tasks.templates import prompt_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Score = Callable[[str, str], Mapping[str, float]]
+"""Figures of one completion, from itself and the reference."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Conversations that end in the answer to be given, and how their prompts are written."""
+
+    config: TaskConfig
+    data: Dataset
+
+    def record(self) -> dict[str, Any]:
+        """For the result."""
+        return {"data": self.config.data, "template": self.config.template, "system": self.config.system}
+
+
+def held_out(task: str, place: Place, options: Options) -> HeldOut:
+    """The test split of the run, as it was during the run, or all rows of `--data TASK=FILE`.
+
+    Raises:
+        ConfigError: neither a run nor data, or a template for a run, which has its own.
+        DataError: unusable data, or none.
+    """
+    own, path = place.config, options.data.get(task)
+    if own is not None and options.template is not None:
+        raise ConfigError(
+            f"--template {options.template!r}: the run has its own, {own.task.template!r}; leave it out"
+        )
+    if path is not None:
+        if own is not None:
+            config = own.task.model_copy(update={"data": path, "test_data": None})
+        else:
+            config = TaskConfig(
+                name="generate", data=path, template=options.template or "auto", max_length=512
+            )
+        data = Generate(config).load_own((), f"--data {task}")
+    elif own is None:
+        raise ConfigError(
+            f"{task}: '{place.directory}' is no run and so has no test split; give examples with --data {task}=FILE"
+        )
+    else:
+        config, objective = own.task, Generate(own.task)
+        nodes = config.data == NODES
+        data = (objective.load_held_out(own.seed) if nodes else objective.load(own.seed)).test
+    if len(data) == 0:
+        raise DataError(f"{task}: its test split is empty; give it examples with --data {task}=FILE")
+    return HeldOut(config, data.select(range(min(len(data), options.limit or len(data)))))
+
+
+def perplexity(place: Place, options: Options) -> Run:
+    """Perplexity of the reference answers, and the share of their tokens that were likeliest.
+
+    What is longer than `task.max_length` is cut as in training.
+
+    Raises:
+        ConfigError, DataError: as `held_out`.
+    """
+    split = held_out("perplexity", place, options)
+
+    def run(loaded: Loaded, tell: Tell) -> Result:
+        start, objective = time.perf_counter(), Generate(split.config)
+        encoded = objective.encode(split.data, loaded.tokenizer).to(loaded.base.device)
+        forward = Plain(loaded)
+        rows: list[Tensor] = []
+        observed: list[Tensor] = []
+        with torch.no_grad():
+            for chunk in batches_by_length(encoded, options.batch_size):
+                observed.append(objective.observe(forward, encoded.unpacked(chunk), None))
+                rows.append(chunk)
+                tell(sum(map(len, rows)), len(encoded))
+        scores = objective.metrics(torch.cat(observed), encoded)
+        return Result(
+            task="perplexity",
+            scores=scores,
+            counts={
+                "examples": len(encoded),
+                "answer_tokens": int(encoded.counts.sum()),
+                "truncated": encoded.truncated,
+            },
+            settings={**split.record(), "max_length": split.config.max_length, "limit": options.limit},
+            seconds=time.perf_counter() - start,
+        )
+
+    return run
+
+
+class Plain:
+    """A language model without stacked clients, as tasks ask it."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        name = loaded.base.output_layer
+        if name is None:
+            raise ModelError(
+                f"'{loaded.base.path}': it has no output layer; expected a causal language model"
+            )
+        self.head = TokenHead(loaded.base.module, name)
+
+    def logits(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
+        """No task of language models asks for them."""
+        raise NotImplementedError
+
+    def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:  # noqa: ARG002
+        """Of every token that the batch asks for."""
+        return self.head.scores(model_inputs(batch), batch)
+
+
+def exact(place: Place, options: Options) -> Run:
+    """Share of completions that are the reference, up to case, white space and a full stop.
+
+    Where every reference ends as GSM8K's do, in `#### 42`, also the shares whose number is right.
+
+    Raises:
+        ConfigError, DataError: as `held_out`.
+    """
+    split = held_out("exact-match", place, options)
+    numbers = [strict_match(messages[-1]["content"]) for messages in messages_of(split.data)]
+    marked = all(number is not None for number in numbers)
+
+    def score(text: str, reference: str) -> dict[str, float]:
+        found = {"exact_match": float(exact_match(text, reference))}
+        expected = strict_match(reference) if marked else None
+        if expected is not None:
+            for name, extract in EXTRACTORS.items():
+                found[f"exact_match,{name}"] = float(same_number(extract(text), expected))
+        return found
+
+    return _compared("exact-match", split, options, score)
+
+
+def rouge_scores(place: Place, options: Options) -> Run:
+    """ROUGE-1, ROUGE-2 and ROUGE-L, F1, mean over the examples.
+
+    Raises:
+        ConfigError, DataError: as `held_out`; also a reference without a word in ASCII, which would score 0.
+    """
+    split = held_out("rouge", place, options)
+    for number, messages in enumerate(messages_of(split.data), start=1):
+        if not words(messages[-1]["content"]):
+            raise DataError(
+                f"rouge: the reference of row {number} has no words of ASCII letters or digits, which is all that "
+                "ROUGE counts; use exact-match, or remove the row"
+            )
+    return _compared("rouge", split, options, rouge)
+
+
+def _compared(task: str, split: HeldOut, options: Options, score: Score) -> Run:
+    """Complete every prompt, score each completion against its reference, and take means."""
+    decoding = options.decoding(128)
+    conversations = messages_of(split.data)
+
+    def run(loaded: Loaded, tell: Tell) -> Result:
+        asked = [prompt_text(each, split.config.template, loaded.tokenizer) for each in conversations]
+        found = complete(
+            loaded.module,
+            loaded.tokenizer,
+            [text for text, _ in asked],
+            decoding,
+            special=asked[0][1],
+            what=f"{task}: the prompt of row",
+            progress=tell,
+        )
+        each = [
+            _mean([score(text, messages[-1]["content"]) for text in texts])
+            for texts, messages in zip(found.texts, conversations, strict=True)
+        ]
+        means = {name: mean_and_error([one[name] for one in each]) for name in each[0]}
+        return Result(
+            task=task,
+            scores={name: mean for name, (mean, _) in means.items()},
+            standard_errors={name: error for name, (_, error) in means.items()},
+            counts={"examples": len(each), "generated_tokens": found.tokens},
+            settings=generation_record(decoding, options.limit, **split.record()),
+            seconds=found.seconds,
+            tokens_per_second=found.tokens_per_second,
+        )
+
+    return run
+
+
+def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}
