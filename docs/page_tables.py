@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-from experiments_tables import experiment, private  # beside this file; MkDocs puts its folder on the path
+from evaluation_tables import evaluators  # beside this file; MkDocs puts its folder on the path
+from experiments_tables import experiment, private
 from mkdocs.exceptions import PluginError
 from pydantic import BaseModel
 from secure_tables import secure_aggregation
@@ -260,6 +261,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "method-options": method_options,
     "partitions": partitions,
     "exit-codes": exit_codes,
+    "evaluators": evaluators,
     "experiment": experiment,
     "private-experiment": private,
     "secure-aggregation": secure_aggregation,

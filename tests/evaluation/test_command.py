@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from fedrot.cli import app
-from fedrot.config import RunConfig
+from fedrot.config import RunConfig, parse_config
 from fedrot.errors import ConfigError, DataError, FedrotError, ModelError, OutputError
 from fedrot.evaluation import functional, problems
 from fedrot.evaluation.command import evaluate_directory
@@ -153,6 +153,62 @@ def test_a_merged_model_needs_no_base_and_scores_alike(tiny_llama: Path, place: 
         evaluate_directory(merged, ["perplexity"], options, base="elsewhere")
 
 
+@pytest.fixture(scope="module")
+def run_directory(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two clients that learned to answer with capitals."""
+    from fedrot.engines.run import run
+
+    path = tmp_path_factory.mktemp("run")
+    rows = [
+        {"prompt": f"{letter * 3} in capitals?", "completion": letter.upper() * 3} for letter in "abcdefghij"
+    ]
+    return run(
+        parse_config(
+            {
+                "model": {"path": str(tiny_llama)},
+                "lora": {"rank": 2, "alpha": 4.0, "target_modules": ["q_proj", "v_proj"]},
+                "task": {
+                    "name": "generate",
+                    "data": write(path / "data.jsonl", rows),
+                    "max_length": 64,
+                    "test_fraction": 0.4,
+                },
+                "partition": {"kind": "iid"},
+                "method": {"name": "fedit"},
+                "train": {"lr": 0.05, "local_steps": 4, "batch_size": 2, "device": "cpu"},
+                "federation": {"clients": 2, "rounds": 1},
+                "output": {"report": False, "dir": str(path / "run")},
+            }
+        )
+    ).directory
+
+
+def test_a_run_is_scored_on_its_own_test_split_as_it_was_while_training(run_directory: Path) -> None:
+    summary = json.loads((run_directory / "summary.json").read_text("utf-8"))
+    [result] = evaluate_directory(run_directory, ["perplexity"])
+    assert result.counts["examples"] == 4
+    assert result.scores["perplexity"] == pytest.approx(summary["final"]["perplexity"], rel=1e-5)
+    assert result.scores["token_accuracy"] == pytest.approx(summary["final"]["token_accuracy"])
+
+
+def test_a_run_writes_prompts_with_its_own_template(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedrot.evaluation import held_out
+
+    asked = answers(monkeypatch, held_out, [["AAA"]] * 4)
+    evaluate_directory(run_directory, ["exact-match"])
+    assert all(prompt.endswith("in capitals?") for prompt in asked[0])
+    with pytest.raises(ConfigError, match="the run has its own, 'auto'"):
+        evaluate_directory(run_directory, ["rouge"], Options(template="alpaca"))
+
+
+def test_a_run_without_its_adapter_says_how_to_write_it(run_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text((run_directory / "config.toml").read_text("utf-8"), "utf-8")
+    with pytest.raises(OutputError, match="fedrot export"):
+        evaluate_directory(tmp_path, ["perplexity"])
+
+
 def test_results_are_added_to_the_file_and_say_what_they_depend_on(
     tiny_llama: Path, place: Path, pairs: str
 ) -> None:
@@ -220,8 +276,10 @@ def test_humaneval_runs_completions_and_counts_those_that_pass(
 
     def run_tests(programs: Sequence[str], **_: Any) -> list[Any]:
         ran.extend(programs)
-        status = ["passed" if "return 1" in program else "failed" for program in programs]
-        return [functional.Outcome(one, "", "", 0.1) for one in status]
+        return [
+            functional.Outcome("passed" if "return 1" in program else "failed", "", "", 0.1)
+            for program in programs
+        ]
 
     monkeypatch.setattr(functional, "run_tests", run_tests)
     answers(monkeypatch, problems, [["    return 1", "    return 2"], ["    pass", "    pass"]])

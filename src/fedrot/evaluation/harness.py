@@ -39,7 +39,7 @@ def check_tasks(tasks: Sequence[str]) -> Any:
         raise ConfigError(
             f"--tasks {','.join(tasks)}: these run in lm-eval, which is not installed; {INSTALL}"
         )
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]  # an extra
 
     manager = TaskManager()
     for task in tasks:
@@ -66,8 +66,8 @@ def run_harness(loaded: Loaded, tasks: Sequence[str], options: Options, manager:
         DataError: a task's data cannot be had.
         ConfigError: a task refuses the settings; one that would run generated code is never given leave to.
     """
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    import lm_eval  # pyright: ignore[reportMissingImports]  # an extra
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]  # an extra
 
     start = time.perf_counter()
     model = HFLM(pretrained=loaded.module, tokenizer=loaded.tokenizer, batch_size=options.batch_size)
