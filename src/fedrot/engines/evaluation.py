@@ -14,6 +14,8 @@ from fedrot.evaluate import expected_accuracy, predict
 from fedrot.server import ServerState, starts
 from fedrot.tasks import recalls
 
+Kind = tuple[int | None, int | None]
+
 
 def evaluate_state(federation: Federation, state: ServerState) -> dict[str, float]:
     """Scores on the test split and, under `validation_...`, on the validation split if there is one.
@@ -35,19 +37,28 @@ def _scores(federation: Federation, state: ServerState, split: Split) -> dict[st
     objective = federation.objective
     weights = normalise(federation.weights, federation.clients)
     if not federation.method.laws.personal:
-        seen = [_observed(federation, state.adapter, split)]
-        scores = objective.metrics(seen[0], split.data)
+        kinds: list[Kind] = [(None, None)]
+        seen = {kinds[0]: _observed(federation, state.adapter, split)}
+        scores = objective.metrics(seen[kinds[0]], split.data)
     else:
-        every = range(federation.clients)
-        seen = [_observed(federation, _own(federation, state, client), split) for client in every]
-        singles = [objective.metrics(observed, split.data) for observed in seen]
-        scores = {name: _mean([single[name] for single in singles], weights) for name in singles[0]}
+        kinds = [_kind(federation, state, client) for client in range(federation.clients)]
+        one_of = {kind: client for client, kind in enumerate(kinds)}
+        seen = {kind: _observed(federation, _own(federation, state, c), split) for kind, c in one_of.items()}
+        singles = {kind: objective.metrics(observed, split.data) for kind, observed in seen.items()}
+        each = [singles[kind] for kind in kinds]
+        scores = {name: _mean([single[name] for single in each], weights) for name in each[0]}
     if not federation.task.labels:
         return scores
-    recall = torch.stack([recalls(logits, split.data.labels) for logits in seen])
+    by_kind = {kind: recalls(logits, split.data.labels).cpu() for kind, logits in seen.items()}
+    recall = torch.stack([by_kind[kind] for kind in kinds])
     counts = federation.label_counts()
-    local = expected_accuracy(recall.cpu().expand(federation.clients, -1), counts, weights)
+    local = expected_accuracy(recall.expand(federation.clients, -1), counts, weights)
     return scores if local is None else scores | {"local_accuracy": local}
+
+
+def _kind(federation: Federation, state: ServerState, client: int) -> Kind:
+    """Clients of one kind have the same model: those of one rank that keep nothing of their own yet."""
+    return federation.ranks[client], client if client in state.personal else None
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from fedrot.engines import compat
 from fedrot.engines.floor import floors
 from fedrot.engines.private import privacy_facts
 from fedrot.engines.setup import Federation
+from fedrot.engines.shares import partition_facts
 from fedrot.engines.write import save_adapter, save_personal
 from fedrot.errors import OutputError
 from fedrot.report import write_report
@@ -99,7 +100,9 @@ def _write_results(
         "best_validation": _final(best) if best else None,
         "probe": floor,
         "privacy": privacy_facts(federation, state.round),
-        "partition": {"counts": [] if federation.data_with_nodes else federation.label_counts().tolist()},
+        "partition": {"counts": []}
+        if federation.data_with_nodes
+        else partition_facts(federation.label_counts()),
         "examples": {
             **({"train": count} if (count := federation.training_examples) is not None else {}),
             "validation": len(federation.validation.data) if federation.validation else 0,

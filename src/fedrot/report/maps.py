@@ -94,11 +94,12 @@ def _cell(sizes: dict[str, float | None], site: str) -> float:
 
 @dataclass(frozen=True)
 class Skew:
-    """Examples per client, stacked by label. `counts` holds a row per client, a column per group."""
+    """Examples per client, stacked by label. `counts` holds a row per client, a column per group; `clients` numbers."""
 
     groups: Sequence[str]
     colours: Sequence[int]
     counts: Sequence[Sequence[float]]
+    clients: Sequence[int]
     tips: Sequence[str]
 
     def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
@@ -107,12 +108,12 @@ class Skew:
         dress(axes, theme, "Training examples", "Client")
         axes.grid(visible=False)
         axes.grid(axis="x", color=theme.line, linewidth=0.8)
-        clients = range(len(self.counts))
+        rows = range(len(self.counts))
         left = [0.0] * len(self.counts)
         for g, colour in enumerate(self.colours):
             column = [row[g] for row in self.counts]
             axes.barh(
-                clients,
+                rows,
                 column,
                 left=left,
                 height=0.76 if len(self.counts) <= 40 else 1.0,
@@ -125,7 +126,7 @@ class Skew:
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(0, (max(left) or 1.0) * 1.02)
-        label_rows(axes, [str(i) for i in clients])
+        label_rows(axes, [str(number) for number in self.clients])
         edge = axes.get_xlim()[1]
         return [Spot(axes, (0.0, edge), (i - 0.5, i + 0.5), tip) for i, tip in enumerate(self.tips)]
 
@@ -149,16 +150,28 @@ def skew_chart(run: Run) -> Chart | str:
     groups = [tidy(labels[i], 28) for i in named] + ([f"{len(rest)} smaller labels"] if rest else [])
     table = [[row[i] for i in named] + ([sum(row[i] for i in rest)] if rest else []) for row in counts]
     keys = [Key(name, i, "block") for i, name in enumerate(groups)]
-    drawing = Skew(
-        groups, list(range(len(groups))), table, [_client_tip(i, row, labels) for i, row in enumerate(counts)]
-    )
-    sizes = [sum(row) for row in counts]
-    size = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
-    caption = f"{sum(sizes):,} training examples over {len(counts)} clients; {size} a client."
+    shares = run.fact("partition", {})
+    numbers = shares.get("listed") or list(range(len(counts)))
+    tips = [_client_tip(number, row, labels) for number, row in zip(numbers, counts, strict=True)]
+    drawing = Skew(groups, list(range(len(groups))), table, numbers, tips)
+    caption = _skew_caption(run, [sum(row) for row in counts])
     wide = len(counts) > 16
     height = min(60 + 19 * len(counts), 520) if wide else 280
     return Chart(
         "label_skew", "Labels by client", caption, drawing, keys, width=WIDE if wide else 470, height=height
+    )
+
+
+def _skew_caption(run: Run, sizes: Sequence[int]) -> str:
+    """`sizes` of the clients that are drawn; the summary has the extremes where those are not all."""
+    shares = run.fact("partition", {})
+    least, most = shares.get("smallest", min(sizes)), shares.get("largest", max(sizes))
+    size = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    if "listed" not in shares:
+        return f"{sum(sizes):,} training examples over {len(sizes)} clients; {size} a client."
+    return (
+        f"{run.fact('clients', 0):,} clients, {size} training examples a client; {len(sizes):,} of them are drawn, "
+        "evenly spread."
     )
 
 

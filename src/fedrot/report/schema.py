@@ -121,10 +121,16 @@ def check_summary(summary: Any, path: Path) -> dict[str, Any]:
     if privacy is not None and not {"covered", "not_covered"} <= privacy.keys():
         raise OutputError(f"'{path}': privacy: expected the keys covered and not_covered; {BROKEN_SUMMARY}")
     labels = need("labels", list, "a list of names")
-    counts = (summary.get("partition") or {}).get("counts") or []
+    shares = summary.get("partition") or {}
+    counts = shares.get("counts") or []
     if not isinstance(counts, list) or not all(_is_count_row(row, counts[0], labels) for row in counts):
         raise OutputError(
             f"'{path}': partition.counts: expected one list of label counts per client, as long as `labels`; "
+            f"{BROKEN_SUMMARY}"
+        )
+    if len(shares.get("listed", counts)) != len(counts):
+        raise OutputError(
+            f"'{path}': partition.listed: expected the numbers of the {len(counts)} clients in partition.counts; "
             f"{BROKEN_SUMMARY}"
         )
     return summary
