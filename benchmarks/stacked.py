@@ -25,7 +25,6 @@ from fedrot.client import Plan, plan_group, train_group
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.setup import Federation, prepare
 from fedrot.methods import Trainable
-from fedrot.stacked import model_inputs
 
 SEED = 11
 STEPS = 4
@@ -114,9 +113,7 @@ def peft_round(federation: Federation) -> Callable[[], None]:
             optimizer = torch.optim.AdamW(trained, lr=config.train.lr, weight_decay=0.0)
             for rows in plan.rows:
                 batch = federation.train.data.batch(rows.flatten())
-                loss = torch.nn.functional.cross_entropy(
-                    model(**model_inputs(batch)).logits.float(), batch.labels
-                )
+                loss = torch.nn.functional.cross_entropy(model(**batch.inputs).logits.float(), batch.labels)
                 optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -361,12 +361,11 @@ def peft_logits(base: torch.nn.Module, adapter: Path, batch: Mapping[str, torch.
 def our_logits(result: RunResult, config: RunConfig) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     from fedrot.engines.setup import prepare
     from fedrot.evaluate import predict
-    from fedrot.stacked import model_inputs
 
     federation = prepare(config)
     data = federation.test.data
     logits = predict(federation.model, federation.objective, result.adapter, data, batch=16)
-    return logits, model_inputs(data.batch(torch.arange(len(data))))
+    return logits, data.batch(torch.arange(len(data))).inputs
 
 
 @pytest.mark.parametrize("train_head", [True, False])

@@ -21,7 +21,6 @@ from fedrot.engines.run import run
 from fedrot.engines.setup import Federation, prepare
 from fedrot.evaluate import predict
 from fedrot.methods import MethodState
-from fedrot.stacked import model_inputs
 from fedrot.tasks import metrics
 
 Make = Callable[..., RunConfig]
@@ -43,7 +42,7 @@ def in_peft(federation: Federation, adapter: Path) -> torch.Tensor:
     data = federation.test.data
     model = PeftModel.from_pretrained(fedrot.load_base_for(adapter), str(adapter)).eval()
     with torch.no_grad():
-        return model(**model_inputs(data.batch(torch.arange(len(data))))).logits
+        return model(**data.batch(torch.arange(len(data))).inputs).logits
 
 
 @pytest.mark.parametrize("method", list(fedrot.methods()))
@@ -123,7 +122,7 @@ def test_an_export_holds_the_accumulated_residual(recipe: Make, tmp_path: Path, 
     if merge:
         data = federation.test.data
         with torch.no_grad():
-            inputs = model_inputs(data.batch(torch.arange(len(data))))
+            inputs = data.batch(torch.arange(len(data))).inputs
             found = PooledClassifier.from_pretrained(out).eval()(**inputs).logits
     else:
         found = in_peft(federation, out)

@@ -16,15 +16,6 @@ from fedrot.model import block_of
 from fedrot.tasks.batch import Batch
 
 
-def model_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The keyword arguments of a transformers model for a batch."""
-    if batch.position_ids is None:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    else:  # packed: positions that start again tell transformers where attention must end
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-    return inputs if batch.token_type_ids is None else {**inputs, "token_type_ids": batch.token_type_ids}
-
-
 class FrozenPrefix:
     """The blocks below the first adapted one, which give the same hidden states for an example in every round."""
 
@@ -48,7 +39,7 @@ class FrozenPrefix:
         handle = self.first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with suppress(_Stop):  # the rest of the forward pass is not needed
-                self.module(**model_inputs(batch))
+                self.module(**batch.inputs)
         finally:
             handle.remove()
         return seen[0]
@@ -92,11 +83,11 @@ class TokenHead:
         after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
         self.plain = all(getattr(settings, key, None) in (None, 1, 1.0) for key in after)
 
-    def scores(self, inputs: dict[str, Any], batch: Batch) -> TokenScores:
+    def scores(self, batch: Batch) -> TokenScores:
         """Of every token that `batch` asks for; differentiable in what lies below the output layer."""
         assert batch.asked is not None
-        asked, picked = batch.asked, list[Tensor]()
-        target = batch.input_ids.flatten()[asked.place]
+        inputs, asked, picked = batch.inputs, batch.asked, list[Tensor]()
+        target = inputs["input_ids"].flatten()[asked.place]
 
         def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             picked.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,8 @@ from fedrot.tasks.batch import Batch, Encoded
 class FrozenCache:
     """Hidden states entering the first adapted block, for the examples of one data set.
 
-    Filled on demand and ragged, like the tokens: `(total tokens, width)`. Memory that no example has filled is
-    reserved but not touched.
+    Filled on demand and without padding, like the examples: `(total tokens, width)` of texts, and of images
+    `(images, patches, width)`. Memory that no example has filled is reserved but not touched.
 
     Raises:
         ConfigError: nothing lies frozen below the first adapted layer, or the states would exceed `limit_mb`.
@@ -47,8 +49,8 @@ class FrozenCache:
             assert self.model.prefix is not None
             hidden = self.model.prefix.compute(batch)
             if self.states is None:
-                self.states = self._reserve(hidden)
-            real = batch.attention_mask.bool()
+                self.states = self._reserve(hidden, batch.where.ndim)
+            real = ... if batch.mask is None else batch.mask.bool()
             self.states[batch.where[real]] = hidden[real]
             self.filled[chunk] = True
 
@@ -57,12 +59,12 @@ class FrozenCache:
         assert self.states is not None
         return self.states[batch.where]
 
-    def _reserve(self, hidden: Tensor) -> Tensor:
-        total, width = len(self.data.input_ids), hidden.shape[-1]
-        needed = total * width * hidden.element_size() / 2**20
+    def _reserve(self, hidden: Tensor, indexed: int) -> Tensor:
+        size = (self.data.places, *hidden.shape[indexed:])
+        needed = math.prod(size) * hidden.element_size() / 2**20
         if needed > self.limit_mb:
             raise ConfigError(
                 f"train.cache_limit_mb = {self.limit_mb}: the frozen states of {len(self.data)} examples need up to "
                 f"{needed:.0f} MB; raise the limit, lower task.max_train, or set train.cache_frozen = false"
             )
-        return torch.empty(total, width, dtype=hidden.dtype, device=hidden.device)
+        return torch.empty(size, dtype=hidden.dtype, device=hidden.device)

@@ -148,7 +148,7 @@ def train_group(
         residual: folded into the base weights of all clients alike; that of `received` unless given.
         prepare: given the optimiser before the first step.
     """
-    group, device = len(plan.clients), data.input_ids.device
+    group, device = len(plan.clients), data.device
     folded = received.residual if residual is None else residual
     start = received if received.batch else replace(received, residual={}).expand(group)
     held = model.load(start, residual=folded, a=trainable.a, b=trainable.b, head=trainable.head)

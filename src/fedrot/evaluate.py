@@ -35,7 +35,7 @@ def predict(
         observed.append(objective.observe(model, inputs, cache.hidden(inputs) if cache is not None else None))
         rows.append(chunk)
     model.unload()
-    order = torch.cat(rows).argsort().to(data.input_ids.device)
+    order = torch.cat(rows).argsort().to(data.device)
     return torch.cat(observed)[order]
 
 
@@ -87,4 +87,4 @@ def frozen_features(
         inputs = data.batch(chunk)
         features.append(model.features(inputs, cache.hidden(inputs) if cache is not None else None))
         rows.append(chunk)
-    return torch.cat(features)[torch.cat(rows).argsort().to(data.input_ids.device)]
+    return torch.cat(features)[torch.cat(rows).argsort().to(data.device)]

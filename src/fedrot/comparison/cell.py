@@ -143,7 +143,7 @@ def digests(federation: Federation) -> dict[str, str]:
         "initial adapter": _digest(start, names),
     }
     for name, split in federation.splits.items():
-        found[f"{name} rows"] = _digest([split.data.input_ids, split.data.offsets, split.data.labels])
+        found[f"{name} rows"] = _digest(split.data.tensors)
     return found
 
 

@@ -29,7 +29,7 @@ def choose_group_size(
     asked = config.federation.group_size
     if asked != "auto":
         return min(asked, clients)
-    if data.input_ids.device.type != "cuda":
+    if data.device.type != "cuda":
         return min(clients, max(1, CPU_EXAMPLES // config.train.batch_size))
     return min(clients, _fits_memory(config, model, objective, initial, data))
 
@@ -44,11 +44,11 @@ def _fits_memory(
     for count in (1, 2):
         plan = plan_group(range(count), [longest] * count, settings, seed=config.seed, round=0)
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(data.input_ids.device)
+        torch.cuda.reset_peak_memory_stats(data.device)
         train_group(model, objective, data, initial, plan, settings, Trainable())
         model.unload()
-        peaks.append(torch.cuda.max_memory_allocated(data.input_ids.device))
-    free, _ = torch.cuda.mem_get_info(data.input_ids.device)
+        peaks.append(torch.cuda.max_memory_allocated(data.device))
+    free, _ = torch.cuda.mem_get_info(data.device)
     per_client = max(peaks[1] - peaks[0], 1)
-    budget = 0.8 * (free + torch.cuda.memory_allocated(data.input_ids.device)) - (peaks[0] - per_client)
+    budget = 0.8 * (free + torch.cuda.memory_allocated(data.device)) - (peaks[0] - per_client)
     return max(1, int(budget // per_client))

@@ -1,16 +1,11 @@
-"""Token storage without padding, and the batches gathered from it."""
+"""What training and evaluation ask of encoded examples, be they texts or images."""
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from fedrot.errors import DataError
-from fedrot.tasks.packing import Layout, packed, padded
 
 
 class Asked(NamedTuple):
@@ -24,164 +19,92 @@ class Asked(NamedTuple):
     example: Tensor
 
 
-class Batch(NamedTuple):
-    """`n` examples in a grid of `(k, L)` tokens: one a row, or several where they are packed.
+class Batch(Protocol):
+    """`n` examples, ready for a model."""
 
-    `input_ids`, their mask (1 or 0) and `where`, the index of each token in its data set, are `(k, L)` int64; labels
-    and row numbers `(n,)` int64. `position_ids: (k, L)` are there in packed batches only, in which every sequence
-    starts again at 0 and attends to itself alone.
-    """
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments of a transformers model."""
+        ...
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    token_type_ids: Tensor | None
-    labels: Tensor
-    rows: Tensor
-    where: Tensor
-    position_ids: Tensor | None = None
-    asked: Asked | None = None
+    @property
+    def labels(self) -> Tensor:
+        """`(n,)` int64 class numbers."""
+        ...
+
+    @property
+    def rows(self) -> Tensor:
+        """`(n,)` int64 numbers of the examples in their data set."""
+        ...
+
+    @property
+    def where(self) -> Tensor:
+        """Int64 places among `Encoded.places` of what the model computes hidden states of: `(k, L)` tokens, `(n,)`
+        images. A hidden state has one index for each of its dimensions, and further ones."""
+        ...
+
+    @property
+    def mask(self) -> Tensor | None:
+        """1 where `where` is an example's own and 0 where it is padding; None where there is no padding."""
+        ...
+
+    @property
+    def asked(self) -> Asked | None:
+        """The tokens to be predicted, if there are any."""
+        ...
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """`n` token sequences laid end to end, so that nothing is stored for padding.
+class Encoded(Protocol):
+    """The examples of a split as tensors."""
 
-    Attributes:
-        input_ids: `(total,)` int64; sequence `i` is `input_ids[offsets[i]:offsets[i + 1]]`.
-        token_type_ids: `(total,)` int64, for tokenizers that make them.
-        offsets: `(n + 1,)` int64.
-        labels: `(n,)` int64.
-        pad_id: what padding is filled with in `input_ids`; its mask is 0.
-        padding_side: where batches are padded.
-        truncated: how many sequences lost tokens to `max_length`.
-        asked: `(total,)` boolean, on the CPU: the tokens that a language model is to predict, if it is one.
-        pack: tokens of a row in which several sequences may lie, or None for a row each.
-        lengths: `(n,)` int64, always on the CPU, so that the width of a batch is known without waiting for
-            the device.
-        counts: `(n,)` int64, on the CPU: tokens asked of each sequence; 1 where none are.
-    """
+    @property
+    def labels(self) -> Tensor:
+        """`(n,)` int64 class numbers, on the device."""
+        ...
 
-    input_ids: Tensor
-    offsets: Tensor
-    labels: Tensor
-    pad_id: int
-    token_type_ids: Tensor | None = None
-    padding_side: Literal["left", "right"] = "right"
-    truncated: int = 0
-    asked: Tensor | None = None
-    pack: int | None = None
-    lengths: Tensor = field(init=False)
-    counts: Tensor = field(init=False)
-    _begins: Tensor = field(init=False)
-    _spots: Tensor = field(init=False)
+    @property
+    def lengths(self) -> Tensor:
+        """`(n,)` int64 on the CPU: what an example takes of a batch's width."""
+        ...
 
-    def __post_init__(self) -> None:
-        starts = self.offsets.cpu()
-        lengths = starts.diff()
-        spots = torch.empty(0, dtype=torch.long) if self.asked is None else self.asked.nonzero().squeeze(1)
-        owner = torch.searchsorted(starts, spots, right=True) - 1
-        counts = torch.bincount(owner, minlength=len(lengths))
-        object.__setattr__(self, "lengths", lengths)
-        object.__setattr__(self, "counts", torch.ones_like(lengths) if self.asked is None else counts)
-        object.__setattr__(self, "_begins", counts.cumsum(0) - counts)
-        object.__setattr__(self, "_spots", spots - starts[owner])
+    @property
+    def counts(self) -> Tensor:
+        """`(n,)` int64 on the CPU: tokens asked of an example; 1 where none are."""
+        ...
 
-    def __len__(self) -> int:
-        return self.labels.shape[0]
+    @property
+    def truncated(self) -> int:
+        """How many examples lost something to a limit."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are gathered."""
+        ...
+
+    @property
+    def places(self) -> int:
+        """How many places `Batch.where` counts over."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the examples are, for a digest."""
+        ...
+
+    def __len__(self) -> int: ...
 
     def to(self, device: torch.device | str) -> Encoded:
-        """The same on another device. `lengths`, `counts` and `asked` stay where they are."""
-        moved = copy(self)
-        for name in ("input_ids", "offsets", "labels", "token_type_ids"):
-            tensor = getattr(self, name)
-            object.__setattr__(moved, name, None if tensor is None else tensor.to(device))
-        return moved
+        """The same on another device."""
+        ...
 
-    def batch(self, rows: Tensor, pad_to: int | None = None, *, clients: int = 1) -> Batch:
-        """The padded or packed batch of sequences `rows`, on the device of the tokens, gathered without a loop.
-
-        Args:
-            rows: `(n,)` int64, repeats allowed. Rows on the CPU cost no wait for the device.
-            pad_to: width of the batch; that of the longest sequence unless given.
-            clients: whose examples follow each other; only a packed batch needs to know.
-
-        Raises:
-            DataError: `pad_to` is less than the longest sequence of the batch.
-        """
-        here = rows.cpu()
-        lengths = self.lengths[here]
-        longest = int(lengths.max()) if rows.numel() else 0
-        width = longest if pad_to is None else pad_to
-        if width < longest:
-            raise DataError(
-                f"pad_to = {pad_to}: the batch has a sequence of {longest} tokens; pad to at least that"
-            )
-        if self.pack is not None and rows.numel():
-            return self._packed(rows, here, packed(lengths, clients, self.pack))
-        device = self.input_ids.device
-        layout = padded(lengths, width, left=self.padding_side == "left")
-        rows = rows.to(device, non_blocking=True)
-        start = self.offsets[rows].unsqueeze(-1)
-        length = self.offsets[rows + 1].unsqueeze(-1) - start
-        column = torch.arange(width, device=device)
-        if self.padding_side == "left":
-            column = column - (width - length)
-        mask = (column >= 0) & (column < length)
-        # Padding looks at its own sequence: what is kept of other tokens may not be there yet.
-        where = start + column.clamp(min=0).minimum(length - 1)
-        types = self.token_type_ids
-        return Batch(
-            input_ids=self.input_ids[where].masked_fill(~mask, self.pad_id),
-            attention_mask=mask.long(),
-            token_type_ids=None if types is None else types[where].masked_fill(~mask, 0),
-            labels=self.labels[rows],
-            rows=rows,
-            where=where,
-            asked=self._asked(here, layout),
-        )
+    def batch(self, rows: Tensor, *, clients: int = 1) -> Batch:
+        """The examples `rows: (n,)`, repeats allowed, those of each client following each other."""
+        ...
 
     def unpacked(self, rows: Tensor) -> Batch:
-        """Like `batch`, with a row for each sequence."""
-        alone = copy(self)
-        object.__setattr__(alone, "pack", None)
-        return alone.batch(rows)
-
-    def _packed(self, rows: Tensor, here: Tensor, layout: Layout) -> Batch:
-        device, lengths = self.input_ids.device, self.lengths[here]
-        owner = torch.arange(len(here)).repeat_interleave(lengths)
-        token = torch.arange(len(owner)) - (lengths.cumsum(0) - lengths)[owner]
-        place = (layout.start[owner] + token).to(device, non_blocking=True)
-        owner, token = owner.to(device, non_blocking=True), token.to(device, non_blocking=True)
-        rows = rows.to(device, non_blocking=True)
-        size = (layout.rows, layout.width)
-        where = self.offsets[rows[:1]].repeat(layout.rows * layout.width)
-        where[place] = self.offsets[rows][owner] + token
-        mask = torch.zeros_like(where)
-        mask[place] = 1
-        position = torch.zeros_like(where)  # padding starts afresh at every token, so each attends to itself
-        position[place] = token
-        tokens, types = self.input_ids[where], self.token_type_ids
-        return Batch(
-            input_ids=torch.where(mask.bool(), tokens, self.pad_id).view(size),
-            attention_mask=mask.view(size),
-            token_type_ids=None if types is None else (types[where] * mask).view(size),
-            labels=self.labels[rows],
-            rows=rows,
-            where=where.view(size),
-            position_ids=position.view(size),
-            asked=self._asked(here, layout),
-        )
-
-    def _asked(self, here: Tensor, layout: Layout) -> Asked | None:
-        """Where the tokens to be predicted lie; laid out on the CPU, so that their number is known there."""
-        if self.asked is None:
-            return None
-        counts = self.counts[here]
-        example = torch.arange(len(here)).repeat_interleave(counts)
-        each = torch.arange(len(example)) - (counts.cumsum(0) - counts)[example]
-        place = layout.start[example] + self._spots[self._begins[here][example] + each]
-        device = self.input_ids.device
-        return Asked(place.to(device, non_blocking=True), example.to(device, non_blocking=True))
+        """Like `batch`, with nothing shared between examples."""
+        ...
 
 
 def batches_by_length(encoded: Encoded, size: int) -> list[Tensor]:

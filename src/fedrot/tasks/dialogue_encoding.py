@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fedrot.config import TaskConfig
 from fedrot.errors import DataError, ModelError
-from fedrot.tasks.batch import Encoded
 from fedrot.tasks.dialogues import messages_of
 from fedrot.tasks.encode import flat, pad_id
 from fedrot.tasks.templates import Rendered, renderer
+from fedrot.tasks.tokens import EncodedTokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,7 +31,7 @@ class _Tokens:
     """Positions of the tokens that may be left out."""
 
 
-def encode_dialogues(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> Encoded:
+def encode_dialogues(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> EncodedTokens:
     """Tokenize every conversation once. Asked are the answers' tokens with the mark that ends the turn.
 
     The text is tokenized whole; a token belongs to an answer if it begins in it. What exceeds `task.max_length` is cut
@@ -62,7 +62,7 @@ def encode_dialogues(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> En
         mask[0] = False  # nothing comes before the first token that it could be predicted from
         ids.append([tokens.ids[index] for index in kept])
         asked.append(mask)
-    return Encoded(
+    return EncodedTokens(
         input_ids=flat(ids),
         offsets=torch.tensor([0, *map(len, ids)]).cumsum(0),
         labels=torch.zeros(len(ids), dtype=torch.long),

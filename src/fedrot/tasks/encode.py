@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedrot.errors import ConfigError, DataError
-from fedrot.tasks.batch import Encoded
 from fedrot.tasks.columns import column_values
+from fedrot.tasks.tokens import EncodedTokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _CHUNK = 1000
 
 
-def encode(dataset: Dataset, tokenizer: Any, max_length: int) -> Encoded:
+def encode(dataset: Dataset, tokenizer: Any, max_length: int) -> EncodedTokens:
     """Tokenize `text` (and `text_pair`) of every example once, truncated to `max_length` tokens.
 
     Raises:
@@ -49,7 +49,7 @@ def encode(dataset: Dataset, tokenizer: Any, max_length: int) -> Encoded:
         raise DataError(
             f"row {lengths.index(0) + 1}: the tokenizer makes no tokens of its text; remove the row"
         )
-    return Encoded(
+    return EncodedTokens(
         input_ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.long),
         offsets=torch.tensor([0, *lengths]).cumsum(0),
         labels=torch.tensor(column_values(dataset, "label"), dtype=torch.long),
