@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,21 @@ def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> Non
         )
         told = "linear probe fitted centrally on all clients' data, penalty tuned"
         out.print(_compared(told, floor["central"], final), soft_wrap=True)
+    _print_samples(out, directory)
     for name in ("report.html", "adapter"):
         if (directory / name).exists():
             out.print(f"{name.removesuffix('.html') + ':':8} {escape(str(directory / name))}", soft_wrap=True)
+
+
+def _print_samples(out: Console, directory: Path) -> None:
+    """What the model said to held-out prompts before and after the run, if the recipe asked for it."""
+    path = directory / "samples.json"
+    if not path.exists():
+        return
+    for number, text in enumerate(json.loads(path.read_text("utf-8"))["texts"], start=1):
+        out.print(f"\nsample {number}")
+        for key in ("expected", "before", "after"):
+            out.print(f"  {key + ':':9} {escape(' '.join(text[key].split()) or '(nothing)')}", soft_wrap=True)
 
 
 def words(metric: str) -> str:

@@ -298,6 +298,11 @@ class OutputConfig(Section):
     keep_checkpoints: int = Field(default=2, ge=2)
     personal: bool = False
     """Write every client's own adapter to `personal/client-000/` and so on, for methods that leave a part there."""
+    samples: int = Field(default=0, ge=0)
+    """Of the task `generate`: complete so many test prompts before the run and after it, for `samples.json` and the
+    report, which then hold texts of the test split."""
+    sample_tokens: int = Field(default=32, gt=0)
+    """Most tokens of such a completion."""
     diagnostics: bool = False
     """Of `fedrot`, also record the quantities of the paper's bound and the error that each strength would have had, see
     [Theory](theory.md#diagnostics); costs about one more measurement of the aggregation error a round."""

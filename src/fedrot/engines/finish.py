@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from fedrot.engines import compat
 from fedrot.engines.floor import floors
 from fedrot.engines.private import privacy_facts
+from fedrot.engines.samples import SAMPLES, samples
 from fedrot.engines.setup import Federation
 from fedrot.engines.shares import partition_facts
 from fedrot.engines.write import save_adapter, save_personal
@@ -50,8 +51,12 @@ def finish(
     Raises:
         OutputError: something cannot be written; finished rounds are safe in their checkpoint.
     """
+    config = federation.config
+    said = samples(federation, state) if config.output.samples else None
     federation.model.close()
     try:
+        if said is not None:
+            run.write_json(SAMPLES, said)
         return _write_results(federation, run, state, records, floor, interrupted)
     except (OSError, SafetensorError) as error:
         raise OutputError(

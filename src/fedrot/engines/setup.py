@@ -164,6 +164,11 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
             f"output.probe = true: a linear probe needs classes, which task.name = {config.task.name!r} has not; set "
             "output.probe = false"
         )
+    if config.output.samples and goal.head != "causal-lm":
+        raise ConfigError(
+            f"output.samples = {config.output.samples}: only the task 'generate' completes texts, and task.name = "
+            f"{config.task.name!r}; leave the key out"
+        )
     load = goal.load_held_out if apart else goal.load
     task = shared.get("task", task_key(config), lambda: load(config.seed))
     clients = config.federation.clients

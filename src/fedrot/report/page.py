@@ -14,6 +14,7 @@ from fedrot.report.lines import accuracy_by_bytes_chart, accuracy_chart, bytes_c
 from fedrot.report.load import Record, Run, finite, load_run, rotated
 from fedrot.report.maps import rotation_chart, skew_chart
 from fedrot.report.privacy import is_private, privacy_chart, privacy_fact, privacy_words
+from fedrot.report.samples import said
 from fedrot.report.strength import diagnosed, strength_chart
 from fedrot.report.words import (
     HEADERS,
@@ -106,6 +107,7 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
         absent=[(name, CHARTS[name][0], chart) for name, chart in charts.items() if isinstance(chart, str)],
         # Two cards a row: with an even number of half-width charts the events get a row of their own.
         wide_events=sum(not chart.wide for chart in drawn.values()) % 2 == 0,
+        samples=said(run),
         events=_events(run.records),
         no_events="No client was rejected, absent or stale; no reference was degenerate, no determinant was flipped.",
         headers=HEADERS,

@@ -1,0 +1,68 @@
+"""What a language model says to a few held-out prompts before the run and after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedrot.core.adapter import Adapter
+from fedrot.core.rng import generator
+from fedrot.engines.setup import Federation
+from fedrot.model.generation import generate_batch
+from fedrot.server import ServerState
+from fedrot.tasks.batch import Encoded
+
+SAMPLES = "samples.json"
+
+
+def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
+    """Greedy completions of `output.samples` test prompts by the initial adapter and by the last broadcast.
+
+    The prompts are those that the test split was encoded with, cut to `task.max_length`; which ones the seed decides.
+
+    Returns:
+        `decoding`, `max_new_tokens`, and under `texts` the prompt, the expected answer and both completions of each.
+    """
+    config, data = federation.config, federation.test.data
+    order = torch.randperm(len(data), generator=generator(config.seed, "samples"))
+    picked = order[: config.output.samples].sort().values.tolist()
+    parts = [_last_answer(data, row) for row in picked]
+    tokenizer = federation.base.tokenizer
+    before = _completed(federation, federation.initial, [prompt for prompt, _ in parts])
+    after = _completed(federation, state.adapter, [prompt for prompt, _ in parts])
+    texts = [
+        {
+            "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+            "expected": tokenizer.decode(answer, skip_special_tokens=True).strip(),
+            "before": first,
+            "after": last,
+        }
+        for (prompt, answer), first, last in zip(parts, before, after, strict=True)
+    ]
+    return {"decoding": "greedy", "max_new_tokens": config.output.sample_tokens, "texts": texts}
+
+
+def _last_answer(data: Encoded, row: int) -> tuple[list[int], list[int]]:
+    """Tokens before the last answer of a conversation, and those of the answer."""
+    assert data.asked is not None
+    start, stop = (int(data.offsets[row + end]) for end in (0, 1))
+    tokens, asked = data.input_ids[start:stop].tolist(), data.asked[start:stop].tolist()
+    last = max(place for place, flag in enumerate(asked) if flag)
+    first = last
+    while asked[first - 1]:
+        first -= 1
+    return tokens[:first], tokens[first : last + 1]
+
+
+def _completed(federation: Federation, adapter: Adapter, prompts: list[list[int]]) -> list[str]:
+    model, tokenizer = federation.model, federation.base.tokenizer
+    bare = replace(adapter, residual={}).map(Tensor.detach)
+    model.load(bare.expand(1), residual=adapter.residual)
+    found = generate_batch(
+        model.module, tokenizer, prompts, max_new_tokens=federation.config.output.sample_tokens
+    )
+    model.unload()
+    return [text.strip() for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
