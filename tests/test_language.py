@@ -327,3 +327,27 @@ def test_the_flower_engine_gives_the_same_adapter(spoken: Make, tmp_path: Path) 
     flower = fedrot.run(spoken(engine__name="flower"), out=tmp_path / "flower")
     for key, tensor in local.adapter.tensors().items():
         torch.testing.assert_close(flower.adapter.tensors()[key], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_shows_what_the_model_says_before_and_after(spoken: Make, tmp_path: Path) -> None:
+    config = spoken(output__samples=2, output__sample_tokens=6, output__report=True, train__lr=0.5)
+    fedrot.run(config, out=tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "samples.json").read_text())
+    assert said["decoding"] == "greedy"
+    assert len(said["texts"]) == 2
+    federation = prepare(config)
+    model, tokenizer = federation.base.module, federation.base.tokenizer
+    federation.model.unload()
+    for text in said["texts"]:
+        assert any(text["expected"] in row for row in federation.task.test["messages"])
+        assert text["before"] != text["after"]
+    # Before anything is trained the adapter adds nothing: the base model itself says the same.
+    ids = tokenizer(f"<user> {said['texts'][0]['prompt']} <end>\n<assistant> ", return_tensors="pt")
+    whole = model.generate(**ids, max_new_tokens=6, do_sample=False)  # pyright: ignore
+    plain = tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert said["texts"][0]["before"] == plain
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Before and after" in page
+    assert said["texts"][1]["after"] in page
+    with pytest.raises(ConfigError, match=r"output\.samples = 1: only the task 'generate' completes texts"):
+        prepare(parse_config({"model": {"path": "x"}, "task": {"data": "tweets"}, "output": {"samples": 1}}))
