@@ -15,6 +15,7 @@ from torch import Tensor
 from fedrot.core import linalg
 from fedrot.core.adapter import Factors
 from fedrot.core.polar import full_precision, widen
+from fedrot.core.summed import pays
 
 
 class Truncated(NamedTuple):
@@ -59,7 +60,7 @@ def compress(factors: Factors) -> Factors:
 
 @torch.no_grad()
 def norm(a: Tensor, b: Tensor) -> Tensor:
-    """`||b @ a||_F`, `(...)`, from two Gram matrices.
+    """`||b @ a||_F`, `(...)`, from two Gram matrices, or from the product where that is the smaller thing.
 
     Accurate to rounding unless the columns' contributions cancel; then `distance` is (thin QR).
 
@@ -69,6 +70,8 @@ def norm(a: Tensor, b: Tensor) -> Tensor:
     (like,) = widen(b[..., :0])
     with full_precision(a.device):
         a, b = a.double(), b.double()
+        if pays(a.shape[-2], a.shape[-1], b.shape[-2]):
+            return linalg.frobenius(b @ a).to(like.dtype)
         return ((a @ a.mT) * (b.mT @ b)).sum((-2, -1)).clamp(min=0).sqrt().to(like.dtype)
 
 

@@ -12,6 +12,7 @@ from fedrot.core.adapter import Adapter, Factors, normalise
 from fedrot.core.centred import centred_norms
 from fedrot.core.lowrank import concatenate, distance, norm
 from fedrot.core.polar import full_precision, widen
+from fedrot.core.summed import pays, summed_norms
 from fedrot.errors import AdapterError
 
 
@@ -44,7 +45,9 @@ def aggregation_error(a: Tensor, b: Tensor, weights: Tensor | Sequence[float]) -
 
     Uses the centred form `E = sum p_i (b_i - mean(b)) (a_i - mean(a))`, which does not cancel when the error
     is small, and `W = E + mean(b) @ mean(a)`; norms come from Gram matrices, in float64. For many clients in
-    float32 the Gram matrices are float32 too (`core.centred`), as long as that cannot be seen in the result.
+    float32 the Gram matrices are float32 too (`core.centred`), as long as that cannot be seen in the result. Where the
+    clients' stacked rank is beyond the layer's width, the sum itself is formed (`core.summed`), so that the time grows
+    with the clients and not with their square.
 
     >>> a, b = torch.ones(2, 1, 3), torch.tensor([[[1.0]], [[3.0]]])
     >>> aggregation_error(a, b, [1, 1]).absolute, aggregation_error(b, b, [1, 1]).absolute
@@ -69,6 +72,8 @@ def aggregation_error(a: Tensor, b: Tensor, weights: Tensor | Sequence[float]) -
 def _averaging(a: Tensor, b: Tensor, shares: Tensor) -> AggregationError:
     """`aggregation_error` in float64, whatever the inputs."""
     with full_precision(a.device):
+        if pays(len(a) * a.shape[-2], a.shape[-1], b.shape[-2]):
+            return _report(*summed_norms(a, b, shares))
         if (found := centred_norms(a, b, shares)) is not None:
             return _report(*found)
         a, b = a.double(), b.double()
