@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedrot.blocks import TokenHead, model_inputs
+from fedrot.blocks import TokenHead
 from fedrot.config import TaskConfig
 from fedrot.core.token_loss import TokenScores
 from fedrot.errors import ConfigError, DataError, ModelError
@@ -133,7 +133,7 @@ class Plain:
 
     def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:  # noqa: ARG002
         """Of every token that the batch asks for."""
-        return self.head.scores(model_inputs(batch), batch)
+        return self.head.scores(batch)
 
 
 def exact(place: Place, options: Options) -> Run:
