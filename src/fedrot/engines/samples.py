@@ -13,7 +13,7 @@ from fedrot.core.rng import generator
 from fedrot.engines.setup import Federation
 from fedrot.model.generation import generate_batch
 from fedrot.server import ServerState
-from fedrot.tasks.batch import Encoded
+from fedrot.tasks.tokens import EncodedTokens
 
 SAMPLES = "samples.json"
 
@@ -27,6 +27,7 @@ def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
         `decoding`, `max_new_tokens`, and under `texts` the prompt, the expected answer and both completions of each.
     """
     config, data = federation.config, federation.test.data
+    assert isinstance(data, EncodedTokens)
     order = torch.randperm(len(data), generator=generator(config.seed, "samples"))
     picked = order[: config.output.samples].sort().values.tolist()
     parts = [_last_answer(data, row) for row in picked]
@@ -45,7 +46,7 @@ def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
     return {"decoding": "greedy", "max_new_tokens": config.output.sample_tokens, "texts": texts}
 
 
-def _last_answer(data: Encoded, row: int) -> tuple[list[int], list[int]]:
+def _last_answer(data: EncodedTokens, row: int) -> tuple[list[int], list[int]]:
     """Tokens before the last answer of a conversation, and those of the answer."""
     assert data.asked is not None
     start, stop = (int(data.offsets[row + end]) for end in (0, 1))
