@@ -72,6 +72,12 @@ def evaluate(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Add results to this file; default DIR/eval.json."),
     ] = None,
+    completions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Add every prompt and what the model said to this JSON Lines file."
+        ),
+    ] = None,
 ) -> None:
     """Evaluate a fine-tuned language model by generation: greedy unless told otherwise, every setting recorded."""
     from fedrot.errors import ConfigError
@@ -114,6 +120,7 @@ def evaluate(
         device=device,
         harness_only=harness is not None,
         out=out_file,
+        completions=completions,
         console=out,
         errors=err,
     )

@@ -239,7 +239,12 @@ def test_gsm8k_counts_answers_found_strictly_and_flexibly(
     write(tmp_path / "gsm8k" / "train.jsonl", rows)
     asked = answers(monkeypatch, problems, [["#### 0"], ["it is 2."], ["#### 5"], ["no idea"]])
     options = Options(data={"gsm8k": str(tmp_path / "gsm8k")}, k_shot=2)
-    [result] = evaluate_directory(place, ["gsm8k"], options, base=str(tiny_llama))
+    [result] = evaluate_directory(
+        place, ["gsm8k"], options, base=str(tiny_llama), completions=tmp_path / "said.jsonl"
+    )
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text("utf-8").splitlines()]
+    assert [one["exact_match,flexible-extract"] for one in said] == [[True], [True], [False], [False]]
+    assert (said[1]["completions"], said[1]["reference"]) == (["it is 2."], "#### 2")
     assert result.scores == {"exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.5}
     assert [prompt.count("Question:") for prompt in asked[0]] == [3] * 4
     assert result.settings["k_shot"] == 2

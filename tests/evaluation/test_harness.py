@@ -16,7 +16,7 @@ from fedrot.evaluation.place import Loaded
 from fedrot.model.generation import Sampling
 
 ANSWER = {
-    "results": {"arc_easy": {"alias": "arc_easy", "acc,none": 0.5, "acc_stderr,none": 0.1}},
+    "results": {"arc_easy": {"alias": "arc_easy", "sample_len": 4, "acc,none": 0.5, "acc_stderr,none": 0.1}},
     "n-samples": {"arc_easy": {"original": 100, "effective": 4}},
     "n-shot": {"arc_easy": 2},
     "versions": {"arc_easy": 1.0},
@@ -53,7 +53,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def evaluated(llama: tuple[Any, Any], options: Options) -> Any:
     loaded = Loaded(base=None, module=llama[0], tokenizer=llama[1])  # pyright: ignore[reportArgumentType]
-    return harness.run_harness(loaded, ["arc_easy"], options, harness.check_tasks(["arc_easy"]))
+    return harness.run_harness(loaded, "arc_easy", options, harness.check_tasks(["arc_easy"]))
 
 
 def test_the_loaded_model_and_every_setting_are_handed_over(

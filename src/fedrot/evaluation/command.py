@@ -22,7 +22,7 @@ from fedrot.evaluation.catalogue import EVALUATORS, find, unknown
 from fedrot.evaluation.options import Options
 from fedrot.evaluation.place import Loaded, Place, open_place
 from fedrot.evaluation.plan import Run
-from fedrot.evaluation.results import Result, append_result
+from fedrot.evaluation.results import Result, append_lines, append_result
 
 FILE = "eval.json"
 PACKAGES = ("torch", "transformers", "peft")
@@ -46,6 +46,7 @@ def evaluate_directory(
     device: str = "auto",
     harness_only: bool = False,
     out: str | Path | None = None,
+    completions: str | Path | None = None,
     told: Callable[[str, int, int], None] = lambda *_: None,
     found: Callable[[Finding], None] = lambda _: None,
 ) -> list[Result]:
@@ -62,6 +63,7 @@ def evaluate_directory(
         device: `auto`, `cpu`, `cuda`.
         harness_only: hand also the tasks of these names to lm-eval.
         out: a file to add the results to; default `eval.json` in the directory.
+        completions: a JSON Lines file to add every prompt and what the model said to; not of lm-eval's tasks.
         told: told of a task how many of how many completions there are.
         found: told each result.
 
@@ -88,13 +90,15 @@ def evaluate_directory(
 
     def keep(result: Result) -> None:
         append_result(file, {**result.record(), **_origin(place, loaded)})
+        if completions is not None:
+            append_lines(Path(completions), result.task, result.said)
         results.append(result)
         found(Finding(result, file))
 
     for name, run in plan.items():
         keep(run(loaded, lambda done, total, name=name: told(name, done, total)))
-    if theirs:
-        for result in harness.run_harness(loaded, theirs, options, manager):
+    for name in theirs:
+        for result in harness.run_harness(loaded, name, options, manager):
             keep(result)
     return results
 

@@ -59,8 +59,11 @@ def _near(task: str, theirs: Sequence[str]) -> str:
     return f"`lm-eval ls tasks` lists theirs, ours are {nearest('', EVALUATORS)}"
 
 
-def run_harness(loaded: Loaded, tasks: Sequence[str], options: Options, manager: Any) -> list[Result]:
+def run_harness(loaded: Loaded, task: str, options: Options, manager: Any) -> list[Result]:
     """Evaluate with `lm_eval.simple_evaluate`, which gets the loaded model, adapter included, and its tokenizer.
+
+    Returns:
+        One result; of a group of tasks, one for each and one for the group.
 
     Raises:
         DataError: a task's data cannot be had.
@@ -74,7 +77,7 @@ def run_harness(loaded: Loaded, tasks: Sequence[str], options: Options, manager:
     try:
         found = lm_eval.simple_evaluate(
             model=model,
-            tasks=list(tasks),
+            tasks=[task],
             num_fewshot=options.k_shot,
             limit=options.limit,
             gen_kwargs=_generation(options),
@@ -86,15 +89,15 @@ def run_harness(loaded: Loaded, tasks: Sequence[str], options: Options, manager:
             verbosity="ERROR",
         )
     except ValueError as error:
-        raise ConfigError(f"lm-eval refuses {', '.join(tasks)}: {_first_line(error)}") from error
+        raise ConfigError(f"lm-eval refuses {task}: {_first_line(error)}") from error
     # The hub's client raises errors of many unrelated classes.
     except Exception as error:
         raise DataError(
-            f"lm-eval could not evaluate {', '.join(tasks)}: {type(error).__name__}: {_first_line(error)}"
+            f"lm-eval could not evaluate {task}: {type(error).__name__}: {_first_line(error)}"
         ) from error
     assert found is not None  # None is for the other processes of a distributed run
     seconds = time.perf_counter() - start
-    return [_result(task, found, options, seconds) for task in found["results"]]
+    return [_result(name, found, options, seconds) for name in found["results"]]
 
 
 def _generation(options: Options) -> dict[str, Any] | None:

@@ -191,9 +191,10 @@ def _compared(task: str, split: HeldOut, options: Options, score: Score) -> Run:
             what=f"{task}: the prompt of row",
             progress=tell,
         )
+        references = [messages[-1]["content"] for messages in conversations]
         each = [
-            _mean([score(text, messages[-1]["content"]) for text in texts])
-            for texts, messages in zip(found.texts, conversations, strict=True)
+            _mean([score(text, reference) for text in texts])
+            for texts, reference in zip(found.texts, references, strict=True)
         ]
         means = {name: mean_and_error([one[name] for one in each]) for name in each[0]}
         return Result(
@@ -204,6 +205,12 @@ def _compared(task: str, split: HeldOut, options: Options, score: Score) -> Run:
             settings=generation_record(decoding, options.limit, **split.record()),
             seconds=found.seconds,
             tokens_per_second=found.tokens_per_second,
+            said=[
+                {"prompt": prompt, "completions": texts, "reference": reference, **scores}
+                for (prompt, _), texts, reference, scores in zip(
+                    asked, found.texts, references, each, strict=True
+                )
+            ],
         )
 
     return run

@@ -52,13 +52,16 @@ def gsm8k(place: Place, options: Options) -> Run:  # noqa: ARG001
         )
         scores: dict[str, float] = {}
         errors: dict[str, float] = {}
-        for name, extract in EXTRACTORS.items():
-            shares = [
-                sum(same_number(extract(text), value) for text in texts) / len(texts)
+        right = {
+            f"exact_match,{name}": [
+                [same_number(extract(text), value) for text in texts]
                 for texts, value in zip(found.texts, expected, strict=True)
                 if value is not None
             ]
-            scores[f"exact_match,{name}"], errors[f"exact_match,{name}"] = mean_and_error(shares)
+            for name, extract in EXTRACTORS.items()
+        }
+        for name, each in right.items():
+            scores[name], errors[name] = mean_and_error([sum(one) / len(one) for one in each])
         return Result(
             task="gsm8k",
             scores=scores,
@@ -75,6 +78,11 @@ def gsm8k(place: Place, options: Options) -> Run:  # noqa: ARG001
             ),
             seconds=found.seconds,
             tokens_per_second=found.tokens_per_second,
+            said=[
+                {"prompt": prompt, "completions": texts, "reference": row.answer}
+                | {name: each[number] for name, each in right.items()}
+                for number, (prompt, texts, row) in enumerate(zip(prompts, found.texts, rows, strict=True))
+            ],
         )
 
     return run
@@ -139,6 +147,11 @@ def humaneval(place: Place, options: Options) -> Run:  # noqa: ARG001
             ),
             seconds=found.seconds + time.perf_counter() - start,
             tokens_per_second=found.tokens_per_second,
+            said=[
+                {"problem": problem.name, "prompt": problem.prompt, "completions": texts}
+                | {"outcomes": [[one.status, one.detail] for one in outcomes[number * n : (number + 1) * n]]}
+                for number, (problem, texts) in enumerate(zip(problems, found.texts, strict=True))
+            ],
         )
 
     return run

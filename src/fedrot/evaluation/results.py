@@ -27,6 +27,8 @@ class Result:
     tokens_per_second: float | None = None
     """Of generation; None where nothing was generated."""
     evaluator: str = "fedrot"
+    said: Sequence[Mapping[str, Any]] = ()
+    """Of every example its prompt, the completions, and what was made of each; kept only where asked for."""
 
     def record(self) -> dict[str, Any]:
         """As JSON; numbers that JSON has no word for become None."""
@@ -58,6 +60,23 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return mean, math.nan
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def append_lines(path: Path, task: str, said: Sequence[Mapping[str, Any]]) -> None:
+    """Add what the model said to a JSON Lines file, an example a line.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    lines = [json.dumps({"task": task, **example}, ensure_ascii=False) + "\n" for example in said]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise OutputError(
+            f"'{path}': cannot be written ({error.strerror}); choose another --completions"
+        ) from error
 
 
 def append_result(path: Path, record: Mapping[str, Any]) -> None:

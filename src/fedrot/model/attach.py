@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def attach_peft(base: BaseModel, directory: str | Path) -> nn.Module:
 
     module: Any = base.module
     try:
-        attached = PeftModel.from_pretrained(module, str(directory))
+        with warnings.catch_warnings():
+            # PEFT still asks by the old name of a property that transformers has renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            attached = PeftModel.from_pretrained(module, str(directory))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"'{directory}': this adapter does not go onto '{base.path}' ({first_line(error)}); give its own base "
