@@ -112,9 +112,9 @@ def _generation(options: Options) -> dict[str, Any] | None:
 
 
 def _result(task: str, found: Mapping[str, Any], options: Options, seconds: float) -> Result:
-    figures = {
-        name: value for name, value in found["results"][task].items() if isinstance(value, int | float)
-    }
+    # Figures are called METRIC,FILTER; the rest are counts and names.
+    every = found["results"][task].items()
+    figures = {name: value for name, value in every if "," in name and isinstance(value, int | float)}
     errors = {name.replace("_stderr", "", 1): value for name, value in figures.items() if "_stderr" in name}
     counts = found.get("n-samples", {}).get(task, {})
     return Result(
