@@ -7,6 +7,9 @@ drifted from a shared reference. Each method and number of clients has a process
 in a simulation, and are not counted: memory is what the peak of the process rose by during the step. `measure` is
 what the engine reports of a round beside: the aggregation error of averaging, in float64 or held to its precision.
 
+`averaging` streams uploads of real size, Llama-3-8B with query and value at rank 16, through `fedit`: eight different
+ones in turn, loaded when they are asked for. Its gigabytes a second are what `docs/scale.md` reckons with.
+
 Growth is the exponent of a power law, by least squares in logarithms over all sizes but the smallest, whose step is
 mostly overhead; for memory only over sizes where it rose by more than a megabyte.
 """
@@ -22,7 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from environment import RESULTS, environment, write
@@ -75,6 +78,52 @@ def step(variant: str, reference: Adapter, clients: Sequence[Adapter]) -> Callab
     return lambda: method.aggregate(updates, reference, MethodState(), 2)
 
 
+class Turns(Sequence[Update]):
+    """So many updates, of which only a few are different."""
+
+    def __init__(self, adapters: Sequence[Adapter], count: int) -> None:
+        self.adapters, self.count = adapters, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, index: int) -> Update: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Update]: ...
+    def __getitem__(self, index: int | slice) -> Update | list[Update]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(self.count)[index]]
+        if index >= self.count:
+            raise IndexError(index)
+        return Update(index, self.adapters[index % len(self.adapters)], 1.0)
+
+
+def averaging(count: int = 64) -> dict[str, Any]:
+    """Gigabytes of uploads averaged a second, in this process, and the memory it takes in uploads."""
+    noise = generator(SEED, "averaging")
+
+    def adapter() -> Adapter:
+        def site(d_out: int) -> Factors:
+            return Factors(torch.randn(16, 4096, generator=noise), torch.randn(d_out, 16, generator=noise))
+
+        return Adapter({f"{i}.{name}": site(d) for i in range(32) for name, d in (("q", 4096), ("v", 1024))})
+
+    adapters = [adapter() for _ in range(8)]
+    method, bytes_each = build("fedit", {}, SEED), sum(t.nbytes for t in adapters[0].tensors().values())
+    step("fedit", *federation(3))()
+    before, start = forget_peak(), time.perf_counter()
+    method.aggregate(Turns(adapters, count), adapters[0], MethodState(), 2)
+    seconds = time.perf_counter() - start
+    return {
+        "uploads": count,
+        "upload_mb": round(bytes_each / 1e6, 1),
+        "seconds": round(seconds, 3),
+        "gigabytes_a_second": round(count * bytes_each / 1e9 / seconds, 2),
+        "memory_in_uploads": round((held("VmHWM") - before) * 1e6 / bytes_each, 2),
+    }
+
+
 def held(kind: str) -> float:
     """Megabytes of this process: `VmRSS` now, `VmHWM` the most since `forget_peak`."""
     status = Path("/proc/self/status").read_text("utf-8")
@@ -125,6 +174,14 @@ def growth(cases: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
+def in_process(*arguments: str) -> dict[str, Any]:
+    """What this script prints with those arguments."""
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,10 +191,14 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=every, help="a method; may be repeated")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--averaging", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "CLIENTS"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "server.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.averaging:
+        print(json.dumps(averaging()))
+        return
     if options.one:
         print(json.dumps(one(options.one[0], int(options.one[1]), options.repeats)))
         return
@@ -151,17 +212,14 @@ def main() -> None:
             "rank": RANK,
             "bytes_a_client": SITES * 2 * WIDTH * RANK * 4,
         },
+        "averaging": in_process("--averaging", "--threads", str(options.threads)),
         "methods": {},
     }
     for variant in options.only or every:
         cases: list[dict[str, Any]] = []
         for count in options.sizes:
-            command = [sys.executable, __file__, "--one", variant, str(count)]
-            command += ["--repeats", str(options.repeats), "--threads", str(options.threads)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{variant}, {count} clients: {done.stderr}")
-            cases.append(json.loads(done.stdout.splitlines()[-1]))
+            size = ["--repeats", str(options.repeats), "--threads", str(options.threads)]
+            cases.append(in_process("--one", variant, str(count), *size))
         report["methods"][variant] = {"cases": cases, "growth": growth(cases)}
         print(variant, json.dumps(report["methods"][variant]), flush=True)
     write(options.out, report)

@@ -14,7 +14,9 @@ from evaluation_tables import evaluators  # beside this file; MkDocs puts its fo
 from experiments_tables import experiment, private
 from mkdocs.exceptions import PluginError
 from pydantic import BaseModel
+from scale_tables import many_clients
 from secure_tables import secure_aggregation
+from speed_tables import speed
 
 import fedrot
 from fedrot import config, errors, partition_options
@@ -265,4 +267,6 @@ TABLES: dict[str, Callable[..., str]] = {
     "experiment": experiment,
     "private-experiment": private,
     "secure-aggregation": secure_aggregation,
+    "speed": speed,
+    "many-clients": many_clients,
 }

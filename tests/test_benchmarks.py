@@ -1,0 +1,60 @@
+"""Benchmarks ask for recipes that exist, and reckon right."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fedrot.config import parse_config
+from fedrot.methods import build
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    def named(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    for folder in ("benchmarks/peers", "benchmarks", "docs"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    return named
+
+
+def test_every_job_of_the_contest_is_a_recipe(load) -> None:
+    contest = load("contest")
+    for options in contest.JOBS.values():
+        config = parse_config(contest.recipe(**options, rounds=4, tiny=False))
+        assert config.federation.clients == options["clients"]
+        assert config.train.cache_frozen == (options["layers"] != "all")
+    assert {job for contender in contest.CONTENDERS.values() for job in contender.jobs} == set(contest.JOBS)
+
+
+def test_registered_clients_leave_the_cohort_alone(load) -> None:
+    scale = load("scale")
+    for clients in (1_000, 10_000, 100_000):
+        federation = parse_config(scale.recipe(Path("x.csv"), clients, 3)).federation
+        assert round(federation.fraction * clients) == scale.COHORT
+
+
+def test_growth_is_the_exponent_of_a_power_law(load) -> None:
+    server = load("server")
+    points = [{"clients": n, "seconds": 0.5 * n**1.5, "memory_mb": 0.1} for n in (100, 1_000, 10_000)]
+    overhead = {"clients": 10, "seconds": 99.0, "memory_mb": 0.1}
+    assert server.growth([overhead, *points]) == {"seconds": 1.5, "memory": None}
+    for name, options in server.VARIANTS.values():
+        build(name, options, 1)
+
+
+def test_bytes_of_an_8b_model_are_those_of_its_factors(load) -> None:
+    tables = load("scale_tables")
+    assert tables.upload_bytes("q and v", 16) == 4 * 16 * 32 * (4096 + 4096 + 4096 + 1024)
+    assert tables.upload_bytes("all linear", 16) == 167_772_160, "the size that the alignment benchmark has"
+    assert (tables.size(167_772_160), tables.duration(7_200), tables.duration(90)) == (
+        "168 MB",
+        "2 h",
+        "90 s",
+    )
