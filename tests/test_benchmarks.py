@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,19 +13,17 @@ from fedrot.config import parse_config
 from fedrot.methods import build
 
 ROOT = Path(__file__).parent.parent
+Load = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):
-    def named(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     for folder in ("benchmarks/peers", "benchmarks", "docs"):
         monkeypatch.syspath_prepend(str(ROOT / folder))
-    return named
+    return importlib.import_module
 
 
-def test_every_job_of_the_contest_is_a_recipe(load) -> None:
+def test_every_job_of_the_contest_is_a_recipe(load: Load) -> None:
     contest = load("contest")
     for options in contest.JOBS.values():
         config = parse_config(contest.recipe(**options, rounds=4, tiny=False))
@@ -33,14 +32,14 @@ def test_every_job_of_the_contest_is_a_recipe(load) -> None:
     assert {job for contender in contest.CONTENDERS.values() for job in contender.jobs} == set(contest.JOBS)
 
 
-def test_registered_clients_leave_the_cohort_alone(load) -> None:
+def test_registered_clients_leave_the_cohort_alone(load: Load) -> None:
     scale = load("scale")
     for clients in (1_000, 10_000, 100_000):
         federation = parse_config(scale.recipe(Path("x.csv"), clients, 3)).federation
         assert round(federation.fraction * clients) == scale.COHORT
 
 
-def test_growth_is_the_exponent_of_a_power_law(load) -> None:
+def test_growth_is_the_exponent_of_a_power_law(load: Load) -> None:
     server = load("server")
     points = [{"clients": n, "seconds": 0.5 * n**1.5, "memory_mb": 0.1} for n in (100, 1_000, 10_000)]
     overhead = {"clients": 10, "seconds": 99.0, "memory_mb": 0.1}
@@ -49,7 +48,7 @@ def test_growth_is_the_exponent_of_a_power_law(load) -> None:
         build(name, options, 1)
 
 
-def test_bytes_of_an_8b_model_are_those_of_its_factors(load) -> None:
+def test_bytes_of_an_8b_model_are_those_of_its_factors(load: Load) -> None:
     tables = load("scale_tables")
     assert tables.upload_bytes("q and v", 16) == 4 * 16 * 32 * (4096 + 4096 + 4096 + 1024)
     assert tables.upload_bytes("all linear", 16) == 167_772_160, "the size that the alignment benchmark has"
