@@ -19,7 +19,7 @@ from fedrot.evaluation.command import evaluate_directory
 from fedrot.evaluation.functional import Problem
 from fedrot.evaluation.generation import Completions
 from fedrot.evaluation.options import Options, parse_data
-from fedrot.evaluation.place import Place
+from fedrot.evaluation.place import Place, open_place
 from fedrot.model.generation import Sampling
 
 
@@ -351,6 +351,9 @@ def test_directories_that_cannot_be_evaluated_are_told_apart(place: Path, tmp_pa
     (place / "adapter_config.json").write_text(json.dumps({**settings, "task_type": "SEQ_CLS"}), "utf-8")
     with pytest.raises(ConfigError, match="nothing to generate: its task_type is 'SEQ_CLS'"):
         evaluate_directory(place, ["rouge"])
+    (place / "adapter_config.json").write_text(json.dumps(settings), "utf-8")
+    with pytest.raises(ConfigError, match="--device tpu: expected auto, cpu or cuda"):
+        open_place(place).load("tpu")
     unnamed = {**settings, "base_model_name_or_path": None}
     (place / "adapter_config.json").write_text(json.dumps(unnamed), "utf-8")
     with pytest.raises(ModelError, match="give it with --base"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +73,23 @@ def test_the_loaded_model_and_every_setting_are_handed_over(
     assert (dict(result.scores), dict(result.standard_errors)) == ({"acc,none": 0.5}, {"acc,none": 0.1})
     assert (result.counts, result.evaluator) == ({"examples": 4}, "lm-eval")
     assert result.settings["k_shot"] == 2
+
+
+def test_a_task_that_is_not_ours_goes_there_and_its_result_to_the_same_file(
+    tiny_llama: Path, tmp_path: Path, calls: list[dict[str, Any]]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n', "utf-8")
+    options = Options(data={"perplexity": str(rows)}, limit=4)
+    out = tmp_path / "eval.json"
+    evaluate_directory(tiny_llama, ["arc_easy", "perplexity"], options, out=out)
+    evaluate_directory(tiny_llama, ["gsm8k"], out=out, harness_only=True)
+    stored = json.loads(out.read_text("utf-8"))["results"]
+    assert [(one["task"], one["evaluator"]) for one in stored[:2]] == [
+        ("perplexity", "fedrot"),
+        ("arc_easy", "lm-eval"),
+    ]
+    assert [call["tasks"] for call in calls] == [["arc_easy"], ["gsm8k"]]
 
 
 def test_greedy_leaves_generation_to_the_task(llama: tuple[Any, Any], calls: list[dict[str, Any]]) -> None:

@@ -46,9 +46,15 @@ class Place:
 
         Raises:
             ModelError: base model or adapter cannot be loaded, or do not belong together.
+            ConfigError: a device that is not there.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        visible = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        if device not in {"cpu", *visible, *(["cuda"] if visible else [])}:
+            raise ConfigError(
+                f"--device {device}: expected auto, cpu or cuda; {len(visible)} GPUs are visible"
+            )
         base = load_base(self.model, (), kind=LANGUAGE, precision=self.precision, device=device)
         module = base.module if self.adapter is None else attach_peft(base, self.adapter)
         return Loaded(base, module, base.tokenizer)
