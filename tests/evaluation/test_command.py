@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fedrot.cli import app
 from fedrot.config import RunConfig, parse_config
 from fedrot.errors import ConfigError, DataError, FedrotError, ModelError, OutputError
-from fedrot.evaluation import functional, problems
+from fedrot.evaluation import asking, functional, problems
 from fedrot.evaluation.command import evaluate_directory
 from fedrot.evaluation.functional import Problem
 from fedrot.evaluation.generation import Completions
@@ -76,9 +76,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Place, "load", load)
 
 
-def answers(
-    monkeypatch: pytest.MonkeyPatch, module: Any, texts: Sequence[Sequence[str]]
-) -> list[Sequence[str]]:
+def answers(monkeypatch: pytest.MonkeyPatch, texts: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """Have the model say these, and return what it is asked."""
     asked: list[Sequence[str]] = []
 
@@ -86,7 +84,7 @@ def answers(
         asked.append(prompts)
         return Completions(tuple(map(tuple, texts)), 10, 2.0, 5)
 
-    monkeypatch.setattr(module, "complete", complete)
+    monkeypatch.setattr(asking, "complete", complete)
     return asked
 
 
@@ -194,9 +192,7 @@ def test_a_run_is_scored_on_its_own_test_split_as_it_was_while_training(run_dire
 def test_a_run_writes_prompts_with_its_own_template(
     run_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedrot.evaluation import held_out
-
-    asked = answers(monkeypatch, held_out, [["AAA"]] * 4)
+    asked = answers(monkeypatch, [["AAA"]] * 4)
     evaluate_directory(run_directory, ["exact-match"])
     assert all(prompt.endswith("in capitals?") for prompt in asked[0])
     with pytest.raises(ConfigError, match="the run has its own, 'auto'"):
@@ -237,13 +233,13 @@ def test_gsm8k_counts_answers_found_strictly_and_flexibly(
     rows = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(4)]
     write(tmp_path / "gsm8k" / "test.jsonl", rows)
     write(tmp_path / "gsm8k" / "train.jsonl", rows)
-    asked = answers(monkeypatch, problems, [["#### 0"], ["it is 2."], ["#### 5"], ["no idea"]])
+    asked = answers(monkeypatch, [["#### 0"], ["it is 2."], ["#### 5"], ["no idea"]])
     options = Options(data={"gsm8k": str(tmp_path / "gsm8k")}, k_shot=2)
     [result] = evaluate_directory(
         place, ["gsm8k"], options, base=str(tiny_llama), completions=tmp_path / "said.jsonl"
     )
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text("utf-8").splitlines()]
-    assert [one["exact_match,flexible-extract"] for one in said] == [[True], [True], [False], [False]]
+    assert [one["exact_match,flexible-extract"] for one in said] == [1, 1, 0, 0]
     assert (said[1]["completions"], said[1]["reference"]) == (["it is 2."], "#### 2")
     assert result.scores == {"exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.5}
     assert [prompt.count("Question:") for prompt in asked[0]] == [3] * 4
@@ -253,10 +249,8 @@ def test_gsm8k_counts_answers_found_strictly_and_flexibly(
 def test_exact_match_finds_numbers_where_every_reference_is_marked(
     tiny_llama: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedrot.evaluation import held_out
-
     marked = write(tmp_path / "m.jsonl", [{"question": "2 + 2?", "answer": "Four.\n#### 4"}])
-    answers(monkeypatch, held_out, [["The answer is 4."]])
+    answers(monkeypatch, [["The answer is 4."]])
     [result] = evaluate_directory(
         place, ["exact-match"], Options(data={"exact-match": marked}), base=str(tiny_llama)
     )
@@ -287,11 +281,11 @@ def test_humaneval_runs_completions_and_counts_those_that_pass(
         ]
 
     monkeypatch.setattr(functional, "run_tests", run_tests)
-    answers(monkeypatch, problems, [["    return 1", "    return 2"], ["    pass", "    pass"]])
+    answers(monkeypatch, [["    return 1", "    return 2"], ["    pass", "    pass"]])
     options = Options(allow_code=True, samples=2, sampling=Sampling(temperature=0.5), limit=2)
     [result] = evaluate_directory(place, ["humaneval"], options, base=str(tiny_llama))
     assert result.scores == {"pass@1": 0.25}
-    assert (result.counts["problems"], result.counts["passed"], result.counts["failed"]) == (2, 1, 3)
+    assert (result.counts["examples"], result.counts["passed"], result.counts["failed"]) == (2, 1, 3)
     assert result.settings["confinement"] == "namespaces"
     assert ran[0].endswith("check(f)\n")
 

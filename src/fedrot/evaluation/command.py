@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,8 +166,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def _facts(result: Result) -> tuple[str, str, str]:
-    counts: Mapping[str, int] = result.counts
-    examples = counts.get("examples", counts.get("problems"))
+    examples = result.counts.get("examples")
     speed = result.tokens_per_second
     return (
         "" if examples is None else str(examples),

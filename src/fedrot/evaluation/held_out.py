@@ -15,11 +15,11 @@ from fedrot.config import TaskConfig
 from fedrot.core.token_loss import TokenScores
 from fedrot.errors import ConfigError, DataError, ModelError
 from fedrot.evaluation.answers import EXTRACTORS, exact_match, same_number, strict_match
-from fedrot.evaluation.generation import complete
-from fedrot.evaluation.options import Options, generation_record
+from fedrot.evaluation.asking import Asking, Judged, Texts
+from fedrot.evaluation.options import Options
 from fedrot.evaluation.place import Loaded, Place
 from fedrot.evaluation.plan import Run, Tell
-from fedrot.evaluation.results import Result, mean_and_error
+from fedrot.evaluation.results import Result
 from fedrot.evaluation.rouge import rouge, words
 from fedrot.tasks.batch import Batch, batches_by_length
 from fedrot.tasks.dialogues import messages_of
@@ -176,44 +176,22 @@ def rouge_scores(place: Place, options: Options) -> Run:
 
 
 def _compared(task: str, split: HeldOut, options: Options, score: Score) -> Run:
-    """Complete every prompt, score each completion against its reference, and take means."""
-    decoding = options.decoding(128)
+    """Complete every prompt and score each completion against its reference."""
     conversations = messages_of(split.data)
+    references = [messages[-1]["content"] for messages in conversations]
 
-    def run(loaded: Loaded, tell: Tell) -> Result:
-        asked = [prompt_text(each, split.config.template, loaded.tokenizer) for each in conversations]
-        found = complete(
-            loaded.module,
-            loaded.tokenizer,
-            [text for text, _ in asked],
-            decoding,
-            special=asked[0][1],
-            what=f"{task}: the prompt of row",
-            progress=tell,
-        )
-        references = [messages[-1]["content"] for messages in conversations]
-        each = [
-            _mean([score(text, reference) for text in texts])
-            for texts, reference in zip(found.texts, references, strict=True)
+    def prompts(tokenizer: Any) -> tuple[list[str], bool]:
+        written = [prompt_text(each, split.config.template, tokenizer) for each in conversations]
+        return [text for text, _ in written], written[0][1]
+
+    def judge(texts: Texts) -> Judged:
+        figures = [
+            _mean([score(text, reference) for text in each])
+            for each, reference in zip(texts, references, strict=True)
         ]
-        means = {name: mean_and_error([one[name] for one in each]) for name in each[0]}
-        return Result(
-            task=task,
-            scores={name: mean for name, (mean, _) in means.items()},
-            standard_errors={name: error for name, (_, error) in means.items()},
-            counts={"examples": len(each), "generated_tokens": found.tokens},
-            settings=generation_record(decoding, options.limit, **split.record()),
-            seconds=found.seconds,
-            tokens_per_second=found.tokens_per_second,
-            said=[
-                {"prompt": prompt, "completions": texts, "reference": reference, **scores}
-                for (prompt, _), texts, reference, scores in zip(
-                    asked, found.texts, references, each, strict=True
-                )
-            ],
-        )
+        return Judged(figures, [{"reference": reference} for reference in references])
 
-    return run
+    return Asking(task, prompts, judge, options.decoding(128), {**split.record(), "limit": options.limit}).run
 
 
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

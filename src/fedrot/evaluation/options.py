@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fedrot.errors import ConfigError, DataError
 from fedrot.evaluation.generation import Decoding
@@ -113,8 +113,3 @@ def parse_data(given: Iterable[str]) -> dict[str, str]:
             raise ConfigError(f"--data {task}=...: given twice")
         found[task] = path
     return found
-
-
-def generation_record(decoding: Decoding, limit: int | None, **more: Any) -> dict[str, Any]:
-    """The settings of a task that generates, for its result."""
-    return {**more, "limit": limit, **decoding.record()}

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import asdict
+from decimal import Decimal
 
 from fedrot.errors import DataError
 from fedrot.evaluation import functional, kshot
 from fedrot.evaluation.answers import EXTRACTORS, same_number, strict_match
-from fedrot.evaluation.generation import complete
-from fedrot.evaluation.options import Options, generation_record
-from fedrot.evaluation.place import Loaded, Place
-from fedrot.evaluation.plan import Run, Tell
-from fedrot.evaluation.results import Result, mean_and_error
+from fedrot.evaluation.asking import Asking, Judged, Texts, share
+from fedrot.evaluation.options import Options
+from fedrot.evaluation.place import Place
+from fedrot.evaluation.plan import Run
 from fedrot.evaluation.sandbox import check_confinement
 
 GSM8K = "openai/gsm8k:main"
 SHOTS = 5
+TRIES = (1, 10, 100)
 
 
 def gsm8k(place: Place, options: Options) -> Run:  # noqa: ARG001
@@ -28,64 +28,45 @@ def gsm8k(place: Place, options: Options) -> Run:  # noqa: ARG001
     Raises:
         DataError: no data, too few solved examples, or a reference answer without `#### NUMBER`.
     """
-    train, test = kshot.load_solved(options.data.get("gsm8k"), "gsm8k", GSM8K)
+    path = options.data.get("gsm8k")
+    train, test = kshot.load_solved(path, "gsm8k", GSM8K)
     shots = SHOTS if options.k_shot is None else options.k_shot
     rows = options.limited(test, "gsm8k")
     prompts = kshot.prompts(rows, train, shots, options.seed)
-    expected = [strict_match(row.answer) for row in rows]
-    for number, value in enumerate(expected, start=1):
-        if value is None:
-            raise DataError(
-                f"gsm8k, test split: the answer of row {number} has no '#### NUMBER'; complete it"
-            )
-    decoding = options.decoding(256)
+    expected = [_number(row.answer, number) for number, row in enumerate(rows, start=1)]
 
-    def run(loaded: Loaded, tell: Tell) -> Result:
-        found = complete(
-            loaded.module,
-            loaded.tokenizer,
-            prompts,
-            decoding,
-            stops=kshot.STOPS,
-            what="gsm8k: the prompt of question",
-            progress=tell,
-        )
-        scores: dict[str, float] = {}
-        errors: dict[str, float] = {}
-        right = {
-            f"exact_match,{name}": [
-                [same_number(extract(text), value) for text in texts]
-                for texts, value in zip(found.texts, expected, strict=True)
-                if value is not None
-            ]
-            for name, extract in EXTRACTORS.items()
-        }
-        for name, each in right.items():
-            scores[name], errors[name] = mean_and_error([sum(one) / len(one) for one in each])
-        return Result(
-            task="gsm8k",
-            scores=scores,
-            standard_errors=errors,
-            counts={"examples": len(rows), "generated_tokens": found.tokens},
-            settings=generation_record(
-                decoding,
-                options.limit,
-                data=options.data.get("gsm8k", f"hub:{GSM8K}"),
-                template="Question: {question}\nAnswer:",
-                k_shot=shots,
-                seed=options.seed,
-                stops=list(kshot.STOPS),
-            ),
-            seconds=found.seconds,
-            tokens_per_second=found.tokens_per_second,
-            said=[
-                {"prompt": prompt, "completions": texts, "reference": row.answer}
-                | {name: each[number] for name, each in right.items()}
-                for number, (prompt, texts, row) in enumerate(zip(prompts, found.texts, rows, strict=True))
-            ],
-        )
+    def judge(texts: Texts) -> Judged:
+        figures = [
+            {
+                f"exact_match,{name}": share([same_number(extract(text), value) for text in each])
+                for name, extract in EXTRACTORS.items()
+            }
+            for each, value in zip(texts, expected, strict=True)
+        ]
+        return Judged(figures, [{"reference": row.answer} for row in rows])
 
-    return run
+    return Asking(
+        "gsm8k",
+        lambda _: (prompts, True),
+        judge,
+        options.decoding(256),
+        settings={
+            "data": path or f"hub:{GSM8K}",
+            "template": "Question: {question}\nAnswer:",
+            "k_shot": shots,
+            "seed": options.seed,
+            "limit": options.limit,
+        },
+        stops=kshot.STOPS,
+        item="question",
+    ).run
+
+
+def _number(answer: str, row: int) -> Decimal:
+    value = strict_match(answer)
+    if value is None:
+        raise DataError(f"gsm8k, test split: the answer of row {row} has no '#### NUMBER'; complete it")
+    return value
 
 
 def humaneval(place: Place, options: Options) -> Run:  # noqa: ARG001
@@ -98,60 +79,39 @@ def humaneval(place: Place, options: Options) -> Run:  # noqa: ARG001
     problems = options.limited(functional.load_problems(), "humaneval")
     functional.check_allowed(options.allow_code, options.confinement)
     check_confinement(options.confinement)
-    decoding = options.decoding(512)
+    n = options.samples
 
-    def run(loaded: Loaded, tell: Tell) -> Result:
-        found = complete(
-            loaded.module,
-            loaded.tokenizer,
-            [problem.prompt for problem in problems],
-            decoding,
-            stops=functional.STOPS,
-            what="humaneval: the prompt of problem",
-            progress=tell,
-        )
-        start = time.perf_counter()
+    def judge(texts: Texts) -> Judged:
         outcomes = functional.run_tests(
-            [p.program(text) for p, texts in zip(problems, found.texts, strict=True) for text in texts],
+            [problem.program(text) for problem, each in zip(problems, texts, strict=True) for text in each],
             allow_code=options.allow_code,
             confinement=options.confinement,
             limits=options.limits,
         )
-        statuses = [outcome.status for outcome in outcomes]
-        n = decoding.samples
-        passed = [statuses[first : first + n].count("passed") for first in range(0, len(statuses), n)]
-        scores: dict[str, float] = {}
-        errors: dict[str, float] = {}
-        for k in (1, 10, 100):
-            if k <= n:
-                each = [functional.pass_at_k(n, count, k) for count in passed]
-                scores[f"pass@{k}"], errors[f"pass@{k}"] = mean_and_error(each)
-        counted = Counter(statuses)
-        return Result(
-            task="humaneval",
-            scores=scores,
-            standard_errors=errors,
-            counts={
-                "problems": len(problems),
-                **{status: counted[status] for status in ("passed", "failed", "timed out")},
-                "generated_tokens": found.tokens,
-            },
-            settings=generation_record(
-                decoding,
-                options.limit,
-                data=f"{functional.PACKAGE} {functional.VERSION}",
-                template="{prompt}",
-                stops=list(functional.STOPS),
-                confinement=options.confinement,
-                limits=asdict(options.limits),
-            ),
-            seconds=found.seconds + time.perf_counter() - start,
-            tokens_per_second=found.tokens_per_second,
-            said=[
-                {"problem": problem.name, "prompt": problem.prompt, "completions": texts}
-                | {"outcomes": [[one.status, one.detail] for one in outcomes[number * n : (number + 1) * n]]}
-                for number, (problem, texts) in enumerate(zip(problems, found.texts, strict=True))
+        by_problem = [outcomes[first : first + n] for first in range(0, len(outcomes), n)]
+        passed = [sum(one.status == "passed" for one in each) for each in by_problem]
+        counted = Counter(one.status for one in outcomes)
+        return Judged(
+            [{f"pass@{k}": functional.pass_at_k(n, count, k) for k in TRIES if k <= n} for count in passed],
+            [
+                {"problem": problem.name, "outcomes": [[one.status, one.detail] for one in each]}
+                for problem, each in zip(problems, by_problem, strict=True)
             ],
+            {status: counted[status] for status in ("passed", "failed", "timed out")},
         )
 
-    return run
+    return Asking(
+        "humaneval",
+        lambda _: ([problem.prompt for problem in problems], True),
+        judge,
+        options.decoding(512),
+        settings={
+            "data": f"{functional.PACKAGE} {functional.VERSION}",
+            "template": "{prompt}",
+            "limit": options.limit,
+            "confinement": options.confinement,
+            "limits": asdict(options.limits),
+        },
+        stops=functional.STOPS,
+        item="problem",
+    ).run
