@@ -14,8 +14,9 @@ import pytest
 
 from fedrot.errors import OutputError
 from fedrot.report import final_rows, load_run, verdict, write_report
+from fedrot.report.digits import MISSING, decimal, fraction
 from fedrot.report.page import CHARTS
-from fedrot.report.words import HEADERS, MISSING, decimal, fraction, shorten_sites
+from fedrot.report.words import HEADERS, shorten_sites
 from tests.browser import browser, console_errors, requested, require_chromium
 from tests.run_directory import SITES, make_records, make_run, make_summary
 

@@ -55,6 +55,18 @@ def test_mnli_is_tested_on_its_matched_split(monkeypatch: pytest.MonkeyPatch) ->
     assert len(load_task(TaskConfig(data="glue:mnli"), 1).test) == 20
 
 
+def test_mnli_is_tested_on_its_mismatched_split_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("premise", "hypothesis")
+    splits = {"train": table("a", 60, *names), "validation_matched": table("b", 20, *names)}
+    splits["validation_mismatched"] = table("c", 30, *names)
+    shared = splits["train"].select([0])
+    splits["validation_mismatched"] = datasets.concatenate_datasets([splits["validation_mismatched"], shared])
+    serve(monkeypatch, splits)
+    data = load_task(TaskConfig(data="glue:mnli", max_test=15), 1)
+    assert (len(data.test), len(data.further["mismatched"])) == (15, 15)
+    assert any("1 examples removed from train" in note for note in data.notes)
+
+
 def test_a_hub_dataset_keeps_its_three_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {
         "train": table("a", 60, "text"),
@@ -101,10 +113,8 @@ def test_a_hub_dataset_without_training_lists_its_splits(monkeypatch: pytest.Mon
         load_task(TaskConfig(data="hub:x/y"), 1)
 
 
-@pytest.mark.parametrize(
-    ("task", "expected"), [("stsb", "similarity scores"), ("sst", "did you mean 'sst2'")]
-)
-def test_glue_tasks_without_classes_are_refused(task: str, expected: str) -> None:
+@pytest.mark.parametrize(("task", "expected"), [("ax", "unknown GLUE task"), ("sst", "did you mean 'sst2'")])
+def test_unknown_glue_tasks_are_refused(task: str, expected: str) -> None:
     with pytest.raises(DataError, match=rf"task\.data = 'glue:{task}'.*{expected}"):
         load_task(TaskConfig(data=f"glue:{task}"), 1)
 

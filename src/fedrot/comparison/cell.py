@@ -18,12 +18,13 @@ from fedrot.comparison.pool import Task
 from fedrot.comparison.store import Json, Store
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.compat import reported
-from fedrot.engines.finish import PACKAGES
+from fedrot.engines.finish import PACKAGES, is_score
 from fedrot.engines.local import run_local
 from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation
 from fedrot.engines.shared import Shared
 from fedrot.errors import ConfigError, FedrotError, OutputError
+from fedrot.report.scores import ACCURACY, Score
 from fedrot.rundir import RunDirectory
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -63,7 +64,8 @@ class CellWorker:
             "config": config.model_dump(exclude={"output"}),
             "group_size": watcher.group_size,
             "digests": watcher.digests,
-            **figures(result.records, config),
+            "metric": result.summary["metric"],
+            **figures(result.records, config, Score.of(result.summary["metric"])),
             "examples": result.summary["examples"],
             "clients": result.summary["clients"],
             "labels": len(result.summary["labels"]),
@@ -103,18 +105,19 @@ def _reopen(path: Path, config: RunConfig) -> tuple[RunDirectory, RunConfig, boo
         return RunDirectory(path), config, False
 
 
-def figures(records: Sequence[Mapping[str, Any]], config: RunConfig | None = None) -> Json:
+def figures(
+    records: Sequence[Mapping[str, Any]], config: RunConfig | None = None, score: Score = ACCURACY
+) -> Json:
     """The numbers a cell is reported by, from its rounds.
 
     `final` is the last round (with `compat.validation_maximum` in `config` the best one), `best` the round whose
-    validation accuracy was highest (the first of equals). The aggregation error is the mean over the rounds that
+    validation score was best (the first of equals). The aggregation error is the mean over the rounds that
     recorded one; loss is the training loss of the last round. What no round recorded is None.
     """
-    evaluated = [record for record in records if "accuracy" in record]
-    last = evaluated[-1] if config is None else reported(config, evaluated, "accuracy", "higher")
-    validated = [record for record in evaluated if "validation_accuracy" in record]
-    best = max(validated, key=lambda r: (r["validation_accuracy"], -r["round"]), default=None)
-    names = ("accuracy", "macro_f1", "local_accuracy", "eval_loss", "validation_accuracy", "validation_loss")
+    evaluated = [record for record in records if score.name in record]
+    last = evaluated[-1] if config is None else reported(config, evaluated, score.name, score.better)
+    validated = [record for record in evaluated if score.validation in record]
+    best = max(validated, key=lambda r: (score.gain(r[score.validation]), -r["round"]), default=None)
     errors: Json = {}
     for name, key in (
         ("error", "aggregation_error_relative"),
@@ -123,8 +126,8 @@ def figures(records: Sequence[Mapping[str, Any]], config: RunConfig | None = Non
         recorded = [record[key] for record in records if key in record]
         errors[name] = math.fsum(recorded) / len(recorded) if recorded else None
     return {
-        "final": {"round": last["round"]} | {name: last[name] for name in names if name in last},
-        "best": None if best is None else {"round": best["round"], "accuracy": best["accuracy"]},
+        "final": {name: value for name, value in last.items() if name == "round" or is_score(name)},
+        "best": None if best is None else {"round": best["round"], score.name: best[score.name]},
         "loss": records[-1].get("loss"),
         **errors,
         "bytes": sum(record["bytes_up"] + record["bytes_down"] for record in records),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedrot.comparison.options import show_value, shown
-from fedrot.comparison.table import name_of, points
+from fedrot.comparison.table import name_of, score_of
 from fedrot.report.canvas import WIDE, Chart, Key, Spot, Theme
+from fedrot.report.digits import byte_unit, decimal
 from fedrot.report.plot import Line, Plot, dress
-from fedrot.report.words import byte_unit, decimal, fraction, tidy
+from fedrot.report.scores import Score
+from fedrot.report.words import tidy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +57,8 @@ class Spread:
     plot: Plot
     bands: Bands
     ticks: Sequence[tuple[float, str]] = ()
+    within: bool = True
+    """Values lie between 0 and 1."""
 
     def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
         """Draw on an empty figure."""
@@ -71,7 +76,8 @@ class Spread:
                     x, lows, highs, color=theme.series[colour], alpha=0.13, linewidth=0, zorder=0
                 )
             reach = min(reach[0], *lows), max(reach[1], *highs)
-        axes.set_ylim(max(reach[0], low - room, -0.01), min(reach[1], high + room, 1.01))
+        floor, ceiling = (-0.01, 1.01) if self.within else (-math.inf, math.inf)
+        axes.set_ylim(max(reach[0], low - room, floor), min(reach[1], high + room, ceiling))
         if self.ticks:
             axes.set_xticks([x for x, _ in self.ticks], [label for _, label in self.ticks])
             axes.set_xlim(-0.4, len(self.ticks) - 0.6)
@@ -82,8 +88,8 @@ def _arms(results: Json, point: Json) -> list[Json]:
     return [arm for arm in results["arms"] if arm["point"] == point and arm["by_round"]]
 
 
-def _curve(arm: Json, x: str, size: float = 1.0) -> list[tuple[float, Json]]:
-    return [(row[x] / size, row["accuracy"]) for row in arm["by_round"] if "accuracy" in row]
+def _curve(arm: Json, score: Score, x: str, size: float = 1.0) -> list[tuple[float, Json]]:
+    return [(row[x] / size, row[score.name]) for row in arm["by_round"] if score.name in row]
 
 
 def _lines(results: Json, curves: Mapping[str, Sequence[tuple[float, Json]]]) -> tuple[list[Line], Bands]:
@@ -108,10 +114,12 @@ def _lines(results: Json, curves: Mapping[str, Sequence[tuple[float, Json]]]) ->
 
 
 def rounds_chart(results: Json, number: int) -> Chart | None:
-    """Test accuracy by round at a grid point, with bands of the 95% interval."""
-    point = results["points"][number]
+    """The test score by round at a grid point, with bands of the 95% interval."""
+    point, score = results["points"][number], score_of(results)
     curves = {
-        arm["variant"]: curve for arm in _arms(results, point["setting"]) if (curve := _curve(arm, "round"))
+        arm["variant"]: curve
+        for arm in _arms(results, point["setting"])
+        if (curve := _curve(arm, score, "round"))
     }
     if not curves:
         return None
@@ -119,9 +127,9 @@ def rounds_chart(results: Json, number: int) -> Chart | None:
     at: dict[float, list[str]] = {}
     for label, curve in curves.items():
         for x, y in curve:
-            at.setdefault(x, []).append(f"{label}\t{_interval(y)}")
+            at.setdefault(x, []).append(f"{label}\t{_interval(y, score)}")
     tips = [(x, "\n".join([f"Round {x:g}", *rows])) for x, rows in sorted(at.items())]
-    plot = Plot(lines, "Round", "Test accuracy, 0 to 1", tips, share=True)
+    plot = Plot(lines, "Round", score.axis, tips, share=score.share)
     caption = "Mean over seeds" + (
         "; bands are 95% t-intervals, cut off where they leave the frame."
         if bands
@@ -129,36 +137,40 @@ def rounds_chart(results: Json, number: int) -> Chart | None:
         if len(results["seeds"]) > 1
         else "."
     )
-    title = "Accuracy by round" + _at(point)
-    return Chart(f"rounds-{number}", title, caption, Spread(plot, bands), _keys(results, list(curves)))
+    title = f"{score.title} by round" + _at(point)
+    return Chart(
+        f"rounds-{number}",
+        title,
+        caption,
+        Spread(plot, bands, within=score.share),
+        _keys(results, list(curves)),
+    )
 
 
 def bytes_chart(results: Json, number: int) -> Chart | None:
-    """Test accuracy against all that was sent, at a grid point."""
-    point = results["points"][number]
+    """The test score against all that was sent, at a grid point."""
+    point, score = results["points"][number], score_of(results)
     arms = _arms(results, point["setting"])
     largest = max((row["bytes"] for arm in arms for row in arm["by_round"]), default=0.0)
     size, unit = byte_unit(largest)
-    curves = {arm["variant"]: curve for arm in arms if (curve := _curve(arm, "bytes", size))}
+    curves = {arm["variant"]: curve for arm in arms if (curve := _curve(arm, score, "bytes", size))}
     if not curves:
         return None
     lines, _ = _lines(results, curves)
     at: dict[float, list[str]] = {}
     for label, curve in curves.items():
         for x, y in curve:
-            at.setdefault(x, []).append(f"{label}\t{fraction(y['mean'])}")
+            at.setdefault(x, []).append(f"{label}\t{score.show(y['mean'])}")
     tips = [(x, "\n".join([f"{x:.3g} {unit}", *rows])) for x, rows in sorted(at.items())]
-    plot = Plot(
-        lines, f"Sent so far, up and down ({unit})", "Test accuracy, 0 to 1", tips, share=True, rounds=False
-    )
-    caption = "What the accuracy cost on the wire, all clients together; means over seeds."
-    return Chart(
-        f"bytes-{number}", "Accuracy against bytes" + _at(point), caption, plot, _keys(results, list(curves))
-    )
+    title = f"Sent so far, up and down ({unit})"
+    plot = Plot(lines, title, score.axis, tips, share=score.share, rounds=False)
+    caption = f"What the {score.words} cost on the wire, all clients together; means over seeds."
+    heading = f"{score.title} against bytes" + _at(point)
+    return Chart(f"bytes-{number}", heading, caption, plot, _keys(results, list(curves)))
 
 
 def grid_charts(results: Json) -> list[Chart]:
-    """Last-round test accuracy by the values of a grid key, a chart for each choice of the other keys' values."""
+    """Last-round test score by the values of a grid key, a chart for each choice of the other keys' values."""
     charts: list[Chart] = []
     grid: Mapping[str, Sequence[Any]] = results["compare"]["grid"]
     for key in grid if results["compare"]["one_factor"] else list(grid)[:1]:
@@ -182,27 +194,34 @@ def _grid_chart(results: Json, key: str, values: Sequence[Any], other: Json, num
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         values = sorted(values)  # equally spaced all the same: 3, 10 and 50 clients are three cases
     labels: list[str] = results["variants"]
+    score = score_of(results)
     shift = min(0.05, 0.4 / len(labels)) * len(values) / 5  # side by side, so that no bar hides another
     curves: dict[str, list[tuple[float, Json]]] = {}
     tips: list[tuple[float, str]] = []
     for x, value in enumerate(values):
         here = [f"{key} = {show_value(value)}"]
         for arm in results["arms"]:
-            if arm["point"] == {**other, key: value} and "accuracy" in arm["mean"]:
+            if arm["point"] == {**other, key: value} and score.name in arm["mean"]:
                 place = x + shift * (labels.index(arm["variant"]) - (len(labels) - 1) / 2)
-                curves.setdefault(arm["variant"], []).append((place, arm["mean"]["accuracy"]))
-                here.append(f"{arm['variant']}\t{_interval(arm['mean']['accuracy'])}")
+                curves.setdefault(arm["variant"], []).append((place, arm["mean"][score.name]))
+                here.append(f"{arm['variant']}\t{_interval(arm['mean'][score.name], score)}")
         tips.append((x, "\n".join(here)))
     if not curves or len(values) < 2:
         return None
     lines, bands = _lines(results, curves)
     ticks = [(x, tidy(show_value(value), 12)) for x, value in enumerate(values)]
-    plot = Plot(lines, key, "Test accuracy, 0 to 1", tips, share=True)
-    caption = "Test accuracy of the last round, mean over seeds; values are equally spaced." + (
+    plot = Plot(lines, key, score.axis, tips, share=score.share)
+    caption = f"Test {score.words} of the last round, mean over seeds; values are equally spaced." + (
         " Bars are 95% t-intervals, cut off where they leave the frame." if bands else ""
     )
-    title = f"Accuracy by {key}" + (f" ({shown(other)})" if other else "")
-    return Chart(f"grid-{number}", title, caption, Spread(plot, bands, ticks), _keys(results, list(curves)))
+    title = f"{score.title} by {key}" + (f" ({shown(other)})" if other else "")
+    return Chart(
+        f"grid-{number}",
+        title,
+        caption,
+        Spread(plot, bands, ticks, within=score.share),
+        _keys(results, list(curves)),
+    )
 
 
 @dataclass(frozen=True)
@@ -271,27 +290,35 @@ class Rows:
 
 
 def differences_chart(results: Json) -> Chart | None:
-    """Paired differences of test accuracy to the baseline, a row per variant and grid point."""
+    """Paired differences of the test score to the baseline, a row per variant and grid point."""
     look = looks(results)
     rows: list[RowMark] = []
+    score = score_of(results)
+    points, scale = score.change, score.scale
     for arm in results["arms"]:
-        found = arm["difference"].get("accuracy")
+        found = arm["difference"].get(score.name)
         if found is None:
             continue
-        span = None if found["low"] is None else (100 * found["low"], 100 * found["high"])
+        span = None if found["low"] is None else (scale * found["low"], scale * found["high"])
         seeds = [f"seed {seed}\t{points(value)}" for seed, value in found["by_seed"].items()]
         interval = [] if span is None else [f"95%\t{points(found['low'])} to {points(found['high'])}"]
         tip = "\n".join([name_of(arm), f"mean\t{points(found['mean'])}", *interval, *seeds])
-        dots = [100 * value for value in found["by_seed"].values()]
-        rows.append(RowMark(name_of(arm), tip, look[arm["variant"]].colour, 100 * found["mean"], span, dots))
+        dots = [scale * value for value in found["by_seed"].values()]
+        rows.append(
+            RowMark(name_of(arm), tip, look[arm["variant"]].colour, scale * found["mean"], span, dots)
+        )
     if not rows:
         return None
     caption = (
-        "Points of test accuracy in the last round, paired by seed: strokes are seeds, dots their mean, bars 95% "
-        "t-intervals. An interval that holds zero shows no difference."
+        f"{'Points of test' if score.share else 'Test'} {score.words} in the last round, paired by seed: strokes are "
+        "seeds, dots their mean, bars 95% t-intervals. An interval that holds zero shows no difference."
     )
     title = f"Difference to {results['baseline']}"
-    draw = Rows(rows, f"Points above (+) or below (−) {results['baseline']}", True)
+    draw = Rows(
+        rows,
+        f"{score.unit.strip().title() or score.title} above (+) or below (−) {results['baseline']}",
+        True,
+    )
     return Chart("differences", title, caption, draw, width=WIDE, height=90 + ROW * len(rows))
 
 
@@ -319,10 +346,13 @@ def errors_chart(results: Json) -> Chart | None:
     return Chart("errors", "Aggregation error", caption, draw, width=WIDE, height=90 + ROW * len(rows))
 
 
-def _interval(found: Json) -> str:
+def _interval(found: Json, score: Score) -> str:
     if found["low"] is None:
-        return fraction(found["mean"])
-    return f"{fraction(found['mean'])} ({fraction(max(found['low'], 0.0))} to {fraction(min(found['high'], 1.0))})"
+        return score.show(found["mean"])
+    low, high = (
+        (max(found["low"], 0.0), min(found["high"], 1.0)) if score.share else (found["low"], found["high"])
+    )
+    return f"{score.show(found['mean'])} ({score.show(low)} to {score.show(high)})"
 
 
 def _at(point: Json) -> str:

@@ -16,6 +16,7 @@ from fedrot.engines.compat import method_of as method_of_run
 from fedrot.errors import ConfigError, nearest
 from fedrot.methods import methods
 from fedrot.partition_options import find_kind, partitioner_arguments
+from fedrot.tasks.catalogue import objective
 
 KEYS = (
     *("methods", "variants", "seeds", "baseline"),
@@ -103,6 +104,7 @@ def check_design(design: Design) -> None:
         raise ConfigError("listed: there is a grid too; list every point, or leave one of the two out")
     _check_keys(design)
     _check_budget(design)
+    directions: dict[str, str] = {}
     for arm in design.arms():
         for setting in arm.candidates:
             try:
@@ -110,11 +112,18 @@ def check_design(design: Design) -> None:
                 _check_open_sections(config)
             except ConfigError as error:
                 raise ConfigError(f"{arm.name}: {error}") from None
+            metric = objective(config.task).metric
+            directions.setdefault(metric.better, metric.name)
             if design.tuned and config.task.validation_fraction == 0:
                 raise ConfigError(
                     "tune: settings are chosen on the validation split, and task.validation_fraction = 0 leaves none; "
                     "set it to, for instance, 0.1, or leave --tune out"
                 )
+    if len(directions) > 1:
+        raise ConfigError(
+            f"compare: runs judged by {' and '.join(directions.values())} have no common scale, for more is better of "
+            "one and less of the other; compare them in separate sweeps"
+        )
 
 
 def _variants(asked: Mapping[str, Any]) -> dict[str, Setting]:

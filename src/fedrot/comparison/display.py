@@ -16,6 +16,7 @@ from fedrot.comparison.design import Design
 from fedrot.comparison.pool import Task
 from fedrot.comparison.run import Watcher
 from fedrot.comparison.store import Store
+from fedrot.report.scores import Score
 
 
 class Display(Watcher):
@@ -95,9 +96,10 @@ class Display(Watcher):
             said = f"[bold red]failed:[/] {escape(cell['failure']['message'])}"
         else:
             final = cell["final"]
-            said = f"accuracy {final['accuracy']:.4f}"
-            if "validation_accuracy" in final:
-                said += f"  validation {final['validation_accuracy']:.4f}"
+            score = Score.of(cell.get("metric"))
+            said = f"{score.words} {final[score.name]:.4f}"
+            if score.validation in final:
+                said += f"  validation {final[score.validation]:.4f}"
             said += f"  {cell['wall_seconds']:.1f} s"
         name = escape(task.payload["name"])
         self.out.print(f"{self.done}/{self.total}  {name}  {said}  {self.left()}", soft_wrap=True)

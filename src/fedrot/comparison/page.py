@@ -26,13 +26,13 @@ from fedrot.comparison.table import (
     explanation,
     headers,
     markdown,
-    points,
     rows,
+    score_of,
     tuning_rows,
     verdict,
 )
 from fedrot.report.canvas import Chart, render_svgs
-from fedrot.report.words import MISSING, fraction
+from fedrot.report.digits import MISSING
 
 Json = Mapping[str, Any]
 SHOWN = 4
@@ -72,7 +72,7 @@ def page(results: Json) -> str:
             (a["variant"], i)
             for i, p in enumerate(results["points"])
             for a in results["arms"]
-            if a["point"] == p["setting"] and decided(a)
+            if a["point"] == p["setting"] and decided(a, score_of(results))
         },
         differences=_panels([differences_chart(results)]),
         grid=_panels(grid_charts(results)),
@@ -107,21 +107,23 @@ def _setting(results: Json, section: str, key: str) -> str:
 
 def _tiles(results: Json) -> list[tuple[str, str, str]]:
     """Name, value and remark of the headline numbers, over all grid points."""
-    arms = [arm for arm in results["arms"] if "accuracy" in arm["mean"]]
+    score = score_of(results)
+    arms = [arm for arm in results["arms"] if score.name in arm["mean"]]
     failed = sum(len(arm["failed"]) for arm in results["arms"])
     runs = len({key for arm in results["arms"] for key in arm["keys"].values()})
     tiles = []
     if arms:
-        best = max(arms, key=lambda arm: arm["mean"]["accuracy"]["mean"])
-        tiles.append(("Highest accuracy", fraction(best["mean"]["accuracy"]["mean"]), _place(best)))
-        others = [arm for arm in arms if "accuracy" in arm["difference"]]
+        best = max(arms, key=lambda arm: score.gain(arm["mean"][score.name]["mean"]))
+        name = f"{'Highest' if score.better == 'higher' else 'Lowest'} {score.words}"
+        tiles.append((name, score.show(best["mean"][score.name]["mean"]), _place(best)))
+        others = [arm for arm in arms if score.name in arm["difference"]]
         if others:
-            far = max(others, key=lambda arm: abs(arm["difference"]["accuracy"]["mean"]))
-            remark = f"points to {results['baseline']}: {_place(far)}"
-            tiles.append(("Largest difference", points(far["difference"]["accuracy"]["mean"]), remark))
-            count = sum(decided(arm) for arm in others)
+            far = max(others, key=lambda arm: abs(arm["difference"][score.name]["mean"]))
+            remark = f"{score.unit.strip()} to {results['baseline']}: {_place(far)}".strip()
+            tiles.append(("Largest difference", score.change(far["difference"][score.name]["mean"]), remark))
+            count = sum(decided(arm, score) for arm in others)
             tiles.append(
-                ("Beyond their interval", f"{count} of {len(others)}", "paired differences in accuracy")
+                ("Beyond their interval", f"{count} of {len(others)}", f"paired differences in {score.words}")
             )
     tiles.append(
         (

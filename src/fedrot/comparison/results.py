@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrot.comparison.check import as_table
@@ -14,33 +14,41 @@ from fedrot.comparison.store import Json, Store, cell_key
 from fedrot.comparison.tuning import Trial, choose, trials
 from fedrot.config import differences, parse_config
 from fedrot.errors import ConfigError
+from fedrot.report.scores import Score
 
-METRICS = (
-    "accuracy",
-    "best_accuracy",
-    "macro_f1",
-    "local_accuracy",
-    "eval_loss",
-    "loss",
-    "error",
-    "error_unaligned",
-    "bytes",
-    "seconds",
-)
-CURVES = (
-    "accuracy",
-    "validation_accuracy",
-    "aggregation_error_relative",
-    "aggregation_error_relative_unaligned",
-)
+OWN = ("loss", "error", "error_unaligned", "bytes", "seconds")
+"""Figures of a cell that are no scores."""
+CURVES = ("aggregation_error_relative", "aggregation_error_relative_unaligned")
+MIXED = "score"
+"""What scores are called where the runs of a comparison are judged by different ones."""
 
 
 def figure(cell: Json, metric: str) -> float | None:
-    """One metric of a cell, None where it has none."""
-    if metric == "best_accuracy":
-        return None if cell["best"] is None else cell["best"]["accuracy"]
+    """One figure of a cell, None without one; `score` is what the cell is judged by, `best_...` that at its best round.
+
+    Cells of before there were other scores are judged by accuracy.
+    """
+    score = Score.of(cell.get("metric")).name
+    if metric == MIXED:
+        metric = score
+    if metric.startswith("best_"):
+        return None if cell["best"] is None else cell["best"][score]
     value = cell["final"].get(metric, cell.get(metric))
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def judged_by(cells: Iterable[Json]) -> Score:
+    """What runs are judged by; `score` where they differ, of which all have the same direction (`check_design`)."""
+    scores = dict.fromkeys(Score.of(cell.get("metric")) for cell in cells)
+    if len(scores) > 1:
+        return Score(MIXED, next(iter(scores)).better)
+    return next(iter(scores), Score())
+
+
+def measured(score: Score, cells: Sequence[Json]) -> list[str]:
+    """The figures that these cells have, what they are judged by first."""
+    others = sorted({name for cell in cells for name in cell["final"] if name != "round"} - {score.name})
+    return [score.name, f"best_{score.name}", *others, *OWN]
 
 
 class Fairness:
@@ -86,12 +94,16 @@ def collect(design: Design, store: Store) -> Json:
     """
     fairness = Fairness()
     arms = [_arm(design, arm, store, fairness) for arm in design.arms()]
+    score = judged_by(cell for entry in arms for cell in entry["cells"])
+    for entry in arms:
+        entry.update(_measures(score, entry["cells"], store))
     for entry in arms:
         base = next(a for a in arms if a["variant"] == design.baseline and a["point"] == entry["point"])
         entry["difference"] = {} if entry is base else _differences(entry, base)
     cells = [cell for entry in arms for cell in entry.pop("cells")]
     return {
         "baseline": design.baseline,
+        "metric": {"name": score.name, "better": score.better},
         "seeds": list(design.seeds),
         "variants": list(design.variants),
         "recipe": design.recipe,
@@ -133,31 +145,33 @@ def _arm(design: Design, arm: Arm, store: Store, fairness: Fairness) -> Json:
                 continue
             fairness.check(arm, cell)
             cells.append(cell)
+    keys = {str(cell["config"]["seed"]): cell["key"] for cell in cells}
+    return entry | {"keys": keys, "failed": failed, "cells": cells}
+
+
+def _measures(score: Score, cells: Sequence[Json], store: Store) -> Json:
+    """Every figure by seed, its mean over seeds, and curves by round."""
+    names = measured(score, cells)
     values = {
-        metric: {
-            str(cell["config"]["seed"]): value
-            for cell in cells
-            if (value := figure(cell, metric)) is not None
+        name: {
+            str(cell["config"]["seed"]): value for cell in cells if (value := figure(cell, name)) is not None
         }
-        for metric in METRICS
+        for name in names
     }
-    estimates = {
-        metric: found.to_json() for metric in METRICS if (found := estimate(list(values[metric].values())))
-    }
-    return entry | {
-        "keys": {str(cell["config"]["seed"]): cell["key"] for cell in cells},
-        "failed": failed,
-        "values": {metric: by_seed for metric, by_seed in values.items() if by_seed},
-        "mean": estimates,
-        "by_round": _by_round([store.metrics(cell["key"]) for cell in cells]),
-        "cells": cells,
+    means = {name: found.to_json() for name in names if (found := estimate(list(values[name].values())))}
+    own = judged_by(cells)
+    curves = {score.name: own.name, score.validation: own.validation} | {name: name for name in CURVES}
+    return {
+        "values": {name: by_seed for name, by_seed in values.items() if by_seed},
+        "mean": means,
+        "by_round": _by_round([store.metrics(cell["key"]) for cell in cells], curves),
     }
 
 
 def _trial(trial: Trial) -> Json:
     return {
         "setting": trial.setting,
-        "validation_accuracy": {str(seed): value for seed, value in trial.accuracy.items()},
+        trial.score.validation: {str(seed): value for seed, value in trial.scores.items()},
         "mean": trial.mean,
         "failed": {str(seed): error for seed, error in trial.failed.items()},
     }
@@ -175,15 +189,15 @@ def _differences(entry: Json, base: Json) -> Json:
     return found
 
 
-def _by_round(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[Json]:
+def _by_round(runs: Sequence[Sequence[Mapping[str, Any]]], curves: Mapping[str, str]) -> list[Json]:
     """Means over seeds, with intervals, for the rounds that every seed has; bytes are summed up to the round."""
     table: list[Json] = []
     sent = [0.0] * len(runs)
     for records in zip(*runs, strict=False):
         sent = [total + r["bytes_up"] + r["bytes_down"] for total, r in zip(sent, records, strict=True)]
         row: Json = {"round": records[0]["round"], "bytes": math.fsum(sent) / len(sent)}
-        for name in CURVES:
-            values = [record[name] for record in records if name in record and math.isfinite(record[name])]
+        for name, key in curves.items():
+            values = [record[key] for record in records if key in record and math.isfinite(record[key])]
             if len(values) == len(records) and (found := estimate(values)) is not None:
                 row[name] = found.to_json()
         table.append(row)

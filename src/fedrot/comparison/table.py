@@ -6,28 +6,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedrot.comparison.options import shown
-from fedrot.report.words import MISSING, data_size, decimal, fraction
+from fedrot.report.digits import MISSING, data_size, decimal, fraction
+from fedrot.report.scores import ACCURACY, Score
 
 Json = Mapping[str, Any]
 
 EXACT = 1e-5
 """A relative aggregation error below is rounding of float32."""
-_COLUMNS = (
-    ("best_accuracy", "best validation"),
-    ("macro_f1", "macro F1"),
-    ("local_accuracy", "local accuracy"),
-    ("eval_loss", "test loss"),
-    ("error", "error (unaligned)"),
-    ("bytes", "sent"),
-    ("seconds", "seconds"),
-)
+_SCORES = ("macro_f1", "f1", "spearman", "token_accuracy", "local_accuracy", "mismatched_accuracy")
+"""Scores that have a column, beside the one that runs are judged by."""
+
+
+def score_of(results: Json) -> Score:
+    """What the runs are judged by."""
+    return Score.of(results.get("metric"))
+
+
+def _columns(results: Json) -> tuple[tuple[str, str], ...]:
+    score = score_of(results)
+    return (
+        (f"best_{score.name}", "best validation"),
+        *((name, Score(name).words) for name in ("accuracy", *_SCORES) if name != score.name),
+        ("eval_loss", "test loss"),
+        ("error", "error (unaligned)"),
+        ("bytes", "sent"),
+        ("seconds", "seconds"),
+    )
 
 
 def headers(results: Json) -> list[str]:
     """Column titles; those that no arm has are left out."""
     return [
         "variant",
-        "accuracy",
+        score_of(results).words,
         f"against {results['baseline']}",
         "seeds",
         *(title for _, title in _shown(results)),
@@ -37,27 +48,32 @@ def headers(results: Json) -> list[str]:
 def rows(results: Json, point: Json) -> list[list[str]]:
     """One row per variant at a grid point, in the order of the variants."""
     table: list[list[str]] = []
+    score = score_of(results)
     for arm in (arm for arm in results["arms"] if arm["point"] == point):
-        accuracy = arm["mean"].get("accuracy")
-        count = f"{len(arm['values'].get('accuracy', {}))}"
+        count = f"{len(arm['values'].get(score.name, {}))}"
         if arm["failed"]:
             count += f" of {len(results['seeds'])}: {len(arm['failed'])} failed"
-        cells = [_cell(key, arm["mean"]) for key, _ in _shown(results)]
+        cells = [_cell(key, arm["mean"], score) for key, _ in _shown(results)]
+        shown_score = with_interval(arm["mean"].get(score.name), score)
         table.append(
-            [arm["variant"], with_interval(accuracy), difference(arm, results["baseline"]), count, *cells]
+            [arm["variant"], shown_score, difference(arm, results["baseline"], score), count, *cells]
         )
     return table
 
 
 def _shown(results: Json) -> list[tuple[str, str]]:
-    return [(key, title) for key, title in _COLUMNS if any(key in arm["mean"] for arm in results["arms"])]
+    return [
+        (key, title) for key, title in _columns(results) if any(key in arm["mean"] for arm in results["arms"])
+    ]
 
 
-def _cell(key: str, means: Json) -> str:
+def _cell(key: str, means: Json, score: Score) -> str:
     found = means.get(key)
     if found is None:
         return MISSING
-    if key in ("best_accuracy", "macro_f1", "local_accuracy"):
+    if key.startswith("best_"):
+        return score.show(found["mean"])
+    if key in ("accuracy", *_SCORES):
         return fraction(found["mean"])
     if key == "bytes":
         return data_size(found["mean"])
@@ -71,56 +87,53 @@ def _error(found: Json | None) -> str:
     return MISSING if found is None else "exact" if found["mean"] < EXACT else decimal(found["mean"], 3)
 
 
-def with_interval(found: Json | None) -> str:
+def with_interval(found: Json | None, score: Score = ACCURACY) -> str:
     """`.731 ± .012`; without an interval the mean alone."""
     if found is None:
         return MISSING
-    half = "" if found["low"] is None else f" ± {fraction(found['high'] - found['mean'])}"
-    return fraction(found["mean"]) + half
+    half = "" if found["low"] is None else f" ± {score.show(found['high'] - found['mean'])}"
+    return score.show(found["mean"]) + half
 
 
-def difference(arm: Json, baseline: str, key: str = "accuracy") -> str:
-    """Paired difference in points with its interval: `+1.2 [-0.3, +2.7]`."""
+def difference(arm: Json, baseline: str, score: Score = ACCURACY) -> str:
+    """Paired difference, of shares in points, with its interval: `+1.2 [-0.3, +2.7]`."""
     if arm["variant"] == baseline:
         return "baseline"
-    found = arm["difference"].get(key)
+    found = arm["difference"].get(score.name)
     if found is None:
         return MISSING
-    mean = points(found["mean"])
-    return mean if found["low"] is None else f"{mean} [{points(found['low'])}, {points(found['high'])}]"
+    mean = score.change(found["mean"])
+    if found["low"] is None:
+        return mean
+    return f"{mean} [{score.change(found['low'])}, {score.change(found['high'])}]"
 
 
-def points(value: float) -> str:
-    """A difference of shares in points, always with its sign."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def decided(arm: Json, key: str = "accuracy") -> bool:
+def decided(arm: Json, score: Score = ACCURACY) -> bool:
     """Whether the interval of the paired difference leaves zero out."""
-    found = arm["difference"].get(key)
+    found = arm["difference"].get(score.name)
     return bool(found) and found["low"] is not None and not found["low"] <= 0 <= found["high"]
 
 
 def verdict(results: Json) -> str:
     """What the comparison showed against its baseline, in words, from its numbers alone."""
+    score = score_of(results)
     others = [arm for arm in results["arms"] if arm["variant"] != results["baseline"] and arm["difference"]]
     if not others:
         return "There is nothing to compare: no variant finished beside the baseline."
     if len(results["seeds"]) == 1:
         return "With one seed, no difference can be told from chance."
-    clear = [arm for arm in others if decided(arm)]
+    clear = [arm for arm in others if decided(arm, score)]
     many = f"{len(others)} comparisons" if len(others) > 1 else "one comparison"
     places = f" in the {many} with {results['baseline']}"
     if not clear:
-        return f"No difference in test accuracy is larger than its 95% interval{places}."
+        return f"No difference in test {score.words} is larger than its 95% interval{places}."
     said = [
-        f"{name_of(arm)} by {points(arm['difference']['accuracy']['mean'])} points"
-        for arm in sorted(clear, key=lambda arm: -abs(arm["difference"]["accuracy"]["mean"]))
+        f"{name_of(arm)} by {score.change(arm['difference'][score.name]['mean'])}{score.unit}"
+        for arm in sorted(clear, key=lambda arm: -abs(arm["difference"][score.name]["mean"]))
     ]
     more = f", and {len(said) - 4} more" if len(said) > 4 else ""
     return (
-        f"Test accuracy differs by more than its 95% interval in {len(clear)} of {many} with "
+        f"Test {score.words} differs by more than its 95% interval in {len(clear)} of {many} with "
         f"{results['baseline']}: {'; '.join(said[:4])}{more}."
     ) + (f" With {len(others)} intervals of 95%, some miss by chance." if len(others) > 5 else "")
 
@@ -131,13 +144,14 @@ def name_of(arm: Json) -> str:
 
 
 def tuning_rows(results: Json) -> list[list[str]]:
-    """Variant, grid point, setting, mean validation accuracy and whether it was chosen."""
+    """Variant, grid point, setting, mean validation score and whether it was chosen."""
+    score = score_of(results)
     return [
         [
             arm["variant"],
             shown(arm["point"]) or MISSING,
             shown(trial["setting"]),
-            "failed" if trial["mean"] is None else fraction(trial["mean"], 4),
+            "failed" if trial["mean"] is None else score.show(trial["mean"], 4),
             "chosen" if trial["setting"] == arm["chosen"] else "",
         ]
         for arm in results["arms"]
@@ -145,21 +159,22 @@ def tuning_rows(results: Json) -> list[list[str]]:
     ]
 
 
-TUNING_HEADERS = ["variant", "where", "setting", "validation accuracy", ""]
+TUNING_HEADERS = ["variant", "where", "setting", "validation score", ""]
 
 
 def explanation(results: Json) -> str:
     """What the numbers are."""
-    seeds = results["seeds"]
+    seeds, score = results["seeds"], score_of(results)
     interval = (
-        "± and brackets are 95% t-intervals over seeds; differences are paired by seed, in points of accuracy. "
+        "± and brackets are 95% t-intervals over seeds; differences are paired by seed"
+        + (f", in points of {score.words}. " if score.share else ". ")
         if len(seeds) > 1
         else "One seed: no intervals. "
     )
     return (
-        f"Test accuracy of the last round, mean over seeds {', '.join(map(str, seeds))}. {interval}The error is the "
-        'relative aggregation error, mean over rounds, in brackets that of plain averaging without alignment; "best '
-        'validation" is the test accuracy of the round that was best on validation.'
+        f"Test {score.words} of the last round, mean over seeds {', '.join(map(str, seeds))}. {interval}The error is "
+        "the relative aggregation error, mean over rounds, in brackets that of plain averaging without alignment; "
+        '"best validation" is the test score of the round that was best on validation.'
     )
 
 

@@ -1,4 +1,4 @@
-"""Which setting a variant runs with: the best mean validation accuracy of the last round, never a test score."""
+"""Which setting a variant runs with: the best mean validation score of the last round, never a test score."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.options import Setting
 from fedrot.comparison.store import Json, Store, cell_key
+from fedrot.report.scores import ACCURACY, Score
 
 
 @dataclass(frozen=True)
@@ -16,26 +17,28 @@ class Trial:
     """A candidate with its validation scores by seed; `failed` are the errors of seeds that have none."""
 
     setting: Setting
-    accuracy: Mapping[int, float]
+    scores: Mapping[int, float]
     loss: Mapping[int, float]
     failed: Mapping[int, Json]
+    score: Score = ACCURACY
 
     @property
     def mean(self) -> float | None:
-        """Mean validation accuracy; None if a seed failed: such a setting is not chosen."""
-        return None if self.failed else math.fsum(self.accuracy.values()) / len(self.accuracy)
+        """Mean validation score; None if a seed failed: such a setting is not chosen."""
+        return None if self.failed else math.fsum(self.scores.values()) / len(self.scores)
 
     def rank(self) -> tuple[float, float]:
-        """What is maximised: accuracy, then, among equals, a low loss."""
+        """What is maximised: the score, turned so that more is better, then, among equals, a low loss."""
         assert self.mean is not None
-        return self.mean, -math.fsum(self.loss.values()) / len(self.loss)
+        return self.score.gain(self.mean), -math.fsum(self.loss.values()) / len(self.loss)
 
 
 def trials(design: Design, arm: Arm, store: Store) -> list[Trial]:
     """The finished trials of an arm, in the order of its candidates."""
     found: list[Trial] = []
     for setting in arm.candidates:
-        accuracy: dict[int, float] = {}
+        scores: dict[int, float] = {}
+        score = Score()
         loss: dict[int, float] = {}
         failed: dict[int, Json] = {}
         for seed in design.choosing:
@@ -43,9 +46,10 @@ def trials(design: Design, arm: Arm, store: Store) -> list[Trial]:
             if cell is None or "failure" in cell:
                 failed[seed] = (cell or {}).get("failure", {"kind": "Missing", "message": "was not run"})
             else:
-                accuracy[seed] = cell["final"]["validation_accuracy"]
+                score = Score.of(cell.get("metric"))
+                scores[seed] = cell["final"][score.validation]
                 loss[seed] = cell["final"]["validation_loss"]
-        found.append(Trial(setting, accuracy, loss, failed))
+        found.append(Trial(setting, scores, loss, failed, score))
     return found
 
 

@@ -18,7 +18,7 @@ Kind = tuple[int | None, int | None]
 
 
 def evaluate_state(federation: Federation, state: ServerState) -> dict[str, float]:
-    """Scores on the test split and, under `validation_...`, on the validation split if there is one.
+    """Scores on the test split and, under `validation_...` and the like, on the other splits that there are.
 
     The task's metrics and the loss are those of the model on the common split. Where examples have classes,
     `local_accuracy` is what a client can expect on its own mix of labels, from the recall of each class on the split,
@@ -30,6 +30,8 @@ def evaluate_state(federation: Federation, state: ServerState) -> dict[str, floa
     if federation.validation is not None:
         validation = _scores(federation, state, federation.validation)
         record |= {f"validation_{name}": value for name, value in validation.items()}
+    for split, data in federation.further.items():
+        record |= {f"{split}_{name}": value for name, value in _scores(federation, state, data).items()}
     return record
 
 

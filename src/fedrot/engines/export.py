@@ -44,7 +44,7 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
     task = load_task(config.task, config.seed)
     base = load_base(
         config.model,
-        task.labels,
+        objective(config.task).outputs or task.labels,
         kind=objective(config.task).head,
         seed=config.seed,
         precision=config.train.precision,

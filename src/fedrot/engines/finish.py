@@ -96,7 +96,7 @@ def _write_results(
         "model": config.model.path,
         "kind": config.task.name,
         "metric": {"name": metric.name, "better": metric.better},
-        "labels": list(federation.task.labels),
+        "labels": list(federation.base.labels),
         "rounds": state.round,
         "interrupted": interrupted,
         "clients": federation.clients,
@@ -126,12 +126,22 @@ def _write_results(
     return summary
 
 
-SCORES = ("accuracy", "local_accuracy", "macro_f1", "perplexity", "token_accuracy", "loss")
+SCORES = {
+    *("accuracy", "local_accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman"),
+    *("perplexity", "token_accuracy", "loss"),
+}
+"""What tasks measure on a split; of other splits than test the split's name stands before it."""
+SPLITS = ("validation", "mismatched")
+
+
+def is_score(name: str) -> bool:
+    """Whether a key of a record is a score of a split, and not of the round's training or traffic."""
+    split, _, rest = name.partition("_")
+    return name == "eval_loss" or (name in SCORES and name != "loss") or (split in SPLITS and rest in SCORES)
 
 
 def _final(record: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("round", *SCORES, "eval_loss", *(f"validation_{name}" for name in SCORES))
-    return {name: record[name] for name in names if name in record}
+    return {name: value for name, value in record.items() if name in ("round", "loss") or is_score(name)}
 
 
 def _device_name(device: torch.device) -> str:

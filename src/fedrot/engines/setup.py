@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,8 @@ class Federation:
     """Of every client; None unless the recipe mixes them: then all follow what they receive."""
     examples: tuple[int, ...] | None = None
     """Of every client, where data lies with the nodes and `partition` is empty."""
+    further: Mapping[str, Split] = field(default_factory=dict[str, Split])
+    """More splits to test on, by name."""
 
     @property
     def clients(self) -> int:
@@ -111,7 +113,7 @@ class Federation:
     def splits(self) -> dict[str, Split]:
         """The splits there are, by name."""
         validation = {} if self.validation is None else {"validation": self.validation}
-        return {"train": self.train, **validation, "test": self.test}
+        return {"train": self.train, **validation, "test": self.test, **self.further}
 
     def weight(self, client: int) -> float:
         """A client's unnormalised aggregation weight."""
@@ -137,7 +139,10 @@ class Federation:
 
     def label_counts(self) -> Tensor:
         """`(clients, labels)` training examples; `(clients, 1)` where they have no classes."""
-        return self.partition.counts(self.train.data.labels.cpu(), max(1, len(self.task.labels)))
+        labels = self.train.data.labels.cpu()
+        return self.partition.counts(
+            labels if self.task.labels else labels * 0, max(1, len(self.task.labels))
+        )
 
 
 def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
@@ -159,9 +164,9 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     shared = shared or Shared()
     apart = config.task.data == NODES
     goal = objective(config.task)
-    if config.output.probe and goal.head != "sequence-classification":
+    if config.output.probe and (goal.head != "sequence-classification" or goal.outputs):
         raise ConfigError(
-            f"output.probe = true: a linear probe needs classes, which task.name = {config.task.name!r} has not; set "
+            f"output.probe = true: a linear probe needs classes, which task.data = {config.task.data!r} has not; set "
             "output.probe = false"
         )
     if config.output.samples and goal.head != "causal-lm":
@@ -175,7 +180,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
     check_delta(config.privacy, len(shares.rows))
     ranks = deal_ranks(config.lora, len(shares.rows), config.seed)
-    parts = assemble(config, task.labels, shared)
+    parts = assemble(config, goal.outputs or task.labels, shared)
     train = parts.split("train", task.train)
     return Federation(
         config,
@@ -190,6 +195,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         parts.split("test", task.test),
         choose_group_size(config, len(shares.rows), parts.model, goal, parts.initial, train.data),
         ranks,
+        further={name: parts.split(name, data) for name, data in task.further.items()},
     )
 
 

@@ -127,7 +127,7 @@ def activations(config: RunConfig, shape: Shape, sites: tuple[Layer, ...]) -> fl
     ]
     if not each:
         return 0.0
-    if getattr(config.train, "checkpointing", False):
+    if config.train.checkpointing:
         return len(each) * shape.width * SIZE[precision(config)] + max(each)
     return sum(each)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from fedrot.estimate.devices import CPU_UTILISATION, GIB, UTILISATION
 from fedrot.estimate.forecast import Forecast, OnDevice
 from fedrot.estimate.memory import Memory
-from fedrot.report.words import data_size
+from fedrot.report.digits import data_size
 
 ASSUMED = (
     f"Hours are operations over the device's dense rate and a utilisation of {UTILISATION:g} (this CPU: its measured "

@@ -72,7 +72,7 @@ def work(config: RunConfig, shape: Shape, *, clients: int, steps: float, evaluat
     adapters = 2.0 * config.lora.rank * sum(layer.d_in + layer.d_out for layer in sites)
     output = 2.0 * shape.width * shape.vocabulary if config.task.name == "generate" else 0.0
     through = forward(config, shape, above)
-    passes = 3 if getattr(config.train, "checkpointing", False) else 2
+    passes = 3 if config.train.checkpointing else 2
     token = forward(config, shape, below) + passes * through + attention + 3 * adapters + 2 * output
     tokens = config.train.batch_size * config.train.accumulate * config.task.max_length
     rounds = config.federation.rounds

@@ -1,4 +1,4 @@
-"""Line charts of the report: accuracy, loss, aggregation error, traffic."""
+"""Line charts of the report: score, loss, aggregation error, traffic."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from fedrot.report.canvas import Chart, Key
+from fedrot.report.digits import byte_unit, decimal, fraction
 from fedrot.report.load import Record, Run, finite, number, rotated
 from fedrot.report.plot import Line, Plot, Point
-from fedrot.report.words import byte_unit, central_probe, decimal, fraction
+from fedrot.report.scores import Score
+from fedrot.report.words import central_probe
 
 
 def _series(records: Sequence[Record], key: str) -> list[Point]:
@@ -35,22 +37,35 @@ def _round_tips(
     return tips
 
 
-def accuracy_chart(run: Run) -> Chart | str:
-    """Test and validation accuracy by round, with the probe's floor; a sentence if nothing was evaluated."""
-    shown = [("test", "accuracy"), ("validation", "validation_accuracy"), ("macro F1", "macro_f1")]
-    styles = {"test": (0, "line", "o"), "validation": (4, "dashed", "s"), "macro F1": (5, "dotted", "D")}
+BESIDE = ("macro_f1", "f1", "spearman", "mismatched_accuracy")
+"""Scores of the test split that are drawn beside the one a run is judged by, the first that it has."""
+
+
+def score_chart(run: Run) -> Chart | str:
+    """Test and validation score by round, with the probe's floor; a sentence if nothing was evaluated."""
+    score = run.score
+    shown = [("test", score.name), ("validation", score.validation)]
+    others = [name for name in BESIDE if score.share and name != score.name and _series(run.records, name)]
+    if score.name == "accuracy" and "f1" in others:
+        others.remove("macro_f1")
+    shown += [(Score(name).words, name) for name in others[:1]]
+    styles = {"test": (0, "line", "o"), "validation": (4, "dashed", "s")}
+    styles |= {Score(name).words: (5, "dotted", "D") for name in others[:1]}
     lines = [
         Line(label, points, *styles[label]) for label, key in shown if (points := _series(run.records, key))
     ]
     if not any(math.isfinite(y) for line in lines for _, y in line.points):
-        return "No round was evaluated, so there is no accuracy to plot (see federation.evaluate_every)."
+        return (
+            f"No round was evaluated, so there is no {score.words} to plot (see federation.evaluate_every)."
+        )
     probe = run.fact("probe")
     floor = float(probe["accuracy"]) if probe else None
     if (central := central_probe(probe)) is not None:
         ends = [(int(run.records[0]["round"]), central), (int(run.records[-1]["round"]), central)]
         lines.append(Line(f"central linear probe {fraction(central)}", ends, 2, "dashed"))
-    tips = _round_tips(run.records, shown, True)
-    plot = Plot(lines, "Round", "Score, 0 to 1", tips, floor=floor, share=True)
+    tips = _round_tips(run.records, shown, score.share)
+    title = "Score, 0 to 1" if score.share else score.axis
+    plot = Plot(lines, "Round", title, tips, floor=floor, share=score.share)
     caption = (
         "The dotted line is a linear classifier on the frozen encoder, trained in the same federation: the floor an "
         "adapter must beat. A central one would need all clients' data in one place."
@@ -59,7 +74,9 @@ def accuracy_chart(run: Run) -> Chart | str:
         if run.summary is not None
         else "The linear-probe floor, if one was asked for, is drawn when the run has finished."
     )
-    return Chart("accuracy", "Accuracy by round", caption, plot, _keys(lines, floor))
+    if not score.share:
+        caption = "Less is better."
+    return Chart("accuracy", f"{score.title} by round", caption, plot, _keys(lines, floor))
 
 
 def loss_chart(run: Run) -> Chart | str:
@@ -158,24 +175,26 @@ def bytes_chart(run: Run) -> Chart | str:
     return Chart("bytes", "Bytes sent", caption, plot, _keys(lines))
 
 
-def accuracy_by_bytes_chart(run: Run) -> Chart | str:
-    """Test accuracy against everything sent so far, up and down."""
-    traffic = _traffic(run)
+def score_by_bytes_chart(run: Run) -> Chart | str:
+    """The test score against everything sent so far, up and down."""
+    traffic, score = _traffic(run), run.score
     totals = [u + d for u, d in zip(*traffic, strict=True)] if traffic else [0.0] * len(run.records)
     scored = [
         (total, value, int(r["round"]))
         for r, total in zip(run.records, totals, strict=True)
-        if (value := finite(r, "accuracy")) is not None
+        if (value := finite(r, score.name)) is not None
     ]
     if not traffic or not scored:
-        return "Accuracy against bytes needs evaluated rounds that recorded their bytes; there are none."
+        return (
+            f"{score.title} against bytes needs evaluated rounds that recorded their bytes; there are none."
+        )
     size, unit = byte_unit(totals[-1])
     points = [(total / size, value) for total, value, _ in scored]
     probe = run.fact("probe")
     floor = float(probe["accuracy"]) if probe else None
-    tips = [(t / size, f"{t / size:.3g} {unit}, round {r}\ntest\t{fraction(v)}") for t, v, r in scored]
+    tips = [(t / size, f"{t / size:.3g} {unit}, round {r}\ntest\t{score.show(v)}") for t, v, r in scored]
     lines = [Line("test", points, 0)]
     title = f"Sent so far, up and down ({unit})"
-    plot = Plot(lines, title, "Test accuracy, 0 to 1", tips, floor=floor, share=True, rounds=False)
-    caption = "What the accuracy cost on the wire."
-    return Chart("accuracy_by_bytes", "Accuracy against bytes", caption, plot, _keys(lines, floor))
+    plot = Plot(lines, title, score.axis, tips, floor=floor, share=score.share, rounds=False)
+    caption = f"What the {score.words} cost on the wire."
+    return Chart("accuracy_by_bytes", f"{score.title} against bytes", caption, plot, _keys(lines, floor))

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedrot.errors import OutputError
 from fedrot.report.schema import BROKEN_SUMMARY, Record, check_record, check_summary
+from fedrot.report.scores import ACCURACY, Score
 
 _NOT_A_RUN = "give the directory a `fedrot run` wrote, or run the recipe again"
 _RESUME = "To go on with it: fedrot run --resume --out DIR."
@@ -40,6 +41,15 @@ class Run:
         return default if value is None else value
 
     @property
+    def score(self) -> Score:
+        """What the run is judged by; of a run that has not finished, what its rounds recorded."""
+        found = self.fact("metric")
+        if found is None and not any("accuracy" in record for record in self.records):
+            lower = any("perplexity" in record for record in self.records)
+            return Score("perplexity", "lower") if lower else ACCURACY
+        return Score.of(found)
+
+    @property
     def method(self) -> str:
         """Name of the aggregation method."""
         return str(self.fact("method", self.setting("method", "name", "unknown method")))
@@ -52,13 +62,13 @@ class Run:
 
     @property
     def best_round(self) -> int | None:
-        """The round with the best validation accuracy (the first of equals), so far if still running."""
+        """The round with the best validation score (the first of equals), so far if still running."""
         if self.summary is not None:
             return self.fact("best_validation_round")
         scored = [
-            (value, -int(r["round"]))
+            (self.score.gain(value), -int(r["round"]))
             for r in self.records
-            if (value := finite(r, "validation_accuracy")) is not None
+            if (value := finite(r, self.score.validation)) is not None
         ]
         return -max(scored)[1] if scored else None
 
@@ -185,16 +195,20 @@ def _oddities(run: Run) -> list[str]:
     missing = sorted(set(range(1, seen[-1] + 1)) - set(seen))
     if missing:
         notes.append(f"{_rounds(missing)} missing from metrics.jsonl.")
-    for key, words in (("loss", "training loss"), ("accuracy", "accuracy"), ("eval_loss", "test loss")):
+    for key, words in (
+        ("loss", "training loss"),
+        (run.score.name, run.score.words),
+        ("eval_loss", "test loss"),
+    ):
         values = {int(record["round"]): number(record, key) for record in run.records}
         bad = [round_ for round_, value in values.items() if value is not None and not math.isfinite(value)]
         if bad:
             notes.append(f"The {words} is not finite in {_rounds(bad).lower()}; the plots leave a gap there.")
     best = run.fact("best_validation_round")
     if best is not None and not any(
-        r["round"] == best and finite(r, "accuracy") is not None for r in run.records
+        r["round"] == best and finite(r, run.score.name) is not None for r in run.records
     ):
-        notes.append(f"The best-validation round ({best}) has no test accuracy in metrics.jsonl.")
+        notes.append(f"The best-validation round ({best}) has no test {run.score.words} in metrics.jsonl.")
     return notes
 
 

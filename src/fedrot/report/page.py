@@ -10,33 +10,31 @@ from typing import Any
 
 from fedrot.errors import OutputError
 from fedrot.report.canvas import Chart, render_png, render_svgs
-from fedrot.report.lines import accuracy_by_bytes_chart, accuracy_chart, bytes_chart, error_chart, loss_chart
+from fedrot.report.digits import MISSING, data_size, fraction
+from fedrot.report.lines import bytes_chart, error_chart, loss_chart, score_by_bytes_chart, score_chart
 from fedrot.report.load import Record, Run, finite, load_run, rotated
 from fedrot.report.maps import rotation_chart, skew_chart
 from fedrot.report.privacy import is_private, privacy_chart, privacy_fact, privacy_words
 from fedrot.report.samples import said
 from fedrot.report.strength import diagnosed, strength_chart
 from fedrot.report.words import (
-    HEADERS,
-    MISSING,
     alignment_change,
     central_probe,
-    data_size,
-    final_accuracy,
-    fraction,
+    final_score,
+    headers_of,
     percent,
     rows_of,
     verdict,
 )
 
 CHARTS: Mapping[str, tuple[str, Callable[[Run], Chart | str]]] = {
-    "accuracy": ("Accuracy by round", accuracy_chart),
+    "accuracy": ("Accuracy by round", score_chart),
     "loss": ("Loss by round", loss_chart),
     "aggregation_error": ("Aggregation error", error_chart),
     "rotation": ("Rotation by site", rotation_chart),
     "label_skew": ("Labels by client", skew_chart),
     "bytes": ("Bytes sent", bytes_chart),
-    "accuracy_by_bytes": ("Accuracy against bytes", accuracy_by_bytes_chart),
+    "accuracy_by_bytes": ("Accuracy against bytes", score_by_bytes_chart),
     "epsilon": ("Privacy spent", privacy_chart),
     "strength": ("Error by strength", strength_chart),
 }
@@ -110,8 +108,8 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
         samples=said(run),
         events=_events(run.records),
         no_events="No client was rejected, absent or stale; no reference was degenerate, no determinant was flipped.",
-        headers=HEADERS,
-        rows=rows_of(run.records),
+        headers=headers_of(run.score),
+        rows=rows_of(run.records, run.score),
         snippet=_snippet(run),
         adapter_written=(run.directory / "adapter").is_dir(),
         css=source.joinpath("page.css").read_text("utf-8"),
@@ -136,19 +134,20 @@ def _task(run: Run) -> str:
 
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
     """Name, value and remark of the headline numbers."""
-    final = final_accuracy(run.records)
+    score = run.score
+    final = final_score(run.records, score)
     done = run.summary is not None and not run.fact("interrupted", False)
     tiles = [
         (
-            "Final test accuracy" if done else "Test accuracy so far",
-            fraction(final[1] if final else None),
+            f"Final test {score.words}" if done else f"Test {score.words} so far",
+            score.show(final[1] if final else None),
             _final_remark(run),
         )
     ]
     best = run.best_round
-    at_best = next((finite(r, "accuracy") for r in run.records if r["round"] == best), None)
+    at_best = next((finite(r, score.name) for r in run.records if r["round"] == best), None)
     remark = "no validation split was scored" if best is None else f"round {best}, chosen on validation"
-    tiles.append(("At the best validation", fraction(at_best), remark))
+    tiles.append(("At the best validation", score.show(at_best), remark))
     probe = run.fact("probe")
     absent = "not fitted (output.probe)" if run.summary is not None else "known when the run finishes"
     floor = fraction(float(probe["accuracy"])) if probe else MISSING
@@ -161,14 +160,14 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _final_remark(run: Run) -> str:
-    final = final_accuracy(run.records)
+    final = final_score(run.records, run.score)
     if final is None:
         return "no round was evaluated"
     round_, accuracy = final
     last = int(run.records[-1]["round"])
     which = f"round {round_}" + ("" if round_ == last else f", the last evaluated of {last}")
     examples = run.fact("examples", {}).get("test")
-    if not examples:
+    if not examples or run.score.name != "accuracy":
         return which
     deviation = 100 * math.sqrt(accuracy * (1 - accuracy) / examples)
     return f"{which}; ±{deviation:.1f} points standard error"

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fedrot.report.canvas import Spot, Theme
-from fedrot.report.words import fraction
+from fedrot.report.digits import fraction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,13 +79,14 @@ class Plot:
         room = (high - low) * 0.06
         low, high = low - room, high + room
         if self.share:
-            low, high = max(low, -0.01), min(high, 1.01)
+            least = min((y for line in self.lines for _, y in line.points if math.isfinite(y)), default=0.0)
+            low, high = max(low, -0.01 if least >= 0 else -1.01), min(high, 1.01)
         axes.set_ylim(0 if self.from_zero else low, high)
         digits = 3 if high - low < 0.05 else 2
         axes.yaxis.set_major_formatter(
             FuncFormatter(
                 lambda v, _: (
-                    fraction(max(v, 0.0), digits)
+                    fraction(max(v, 0.0) if low > -0.02 else v, digits)
                     if self.share
                     else f"{v:.{digits}f}"
                     if high < 5

@@ -8,7 +8,6 @@ from typing import Any
 from fedrot.report.canvas import Chart, Key
 from fedrot.report.load import Record, Run, finite
 from fedrot.report.plot import Line, Plot
-from fedrot.report.words import fraction
 
 
 def is_private(config: Mapping[str, Any] | None) -> bool:
@@ -58,9 +57,13 @@ def privacy_chart(run: Run) -> Chart | str:
     ]
     if not points:
         return "No round recorded an epsilon: without noise nothing is promised."
-    scores = {int(r["round"]): value for r in run.records if (value := finite(r, "accuracy")) is not None}
+    scores = {int(r["round"]): value for r in run.records if (value := finite(r, run.score.name)) is not None}
     tips = [
-        (x, f"Round {x}\nε\t{y:.4g}" + (f"\ntest accuracy\t{fraction(scores[x])}" if x in scores else ""))
+        (
+            x,
+            f"Round {x}\nε\t{y:.4g}"
+            + (f"\ntest {run.score.words}\t{run.score.show(scores[x])}" if x in scores else ""),
+        )
         for x, y in points
     ]
     lines = [Line("ε spent", points, 0)]

@@ -18,6 +18,13 @@ _NUMBERS = (
     "macro_f1",
     "validation_accuracy",
     "validation_loss",
+    "f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "perplexity",
+    "token_accuracy",
+    "validation_perplexity",
     "aggregation_error",
     "aggregation_error_relative",
     "aggregation_error_unaligned",
@@ -110,8 +117,15 @@ def check_summary(summary: Any, path: Path) -> dict[str, Any]:
             raise OutputError(f"'{path}': {key} = {summary[key]!r}: expected {expected}; {BROKEN_SUMMARY}")
         return summary.get(key)
 
-    for key in ("versions", "partition", "final", "bytes", "examples"):
+    for key in ("versions", "partition", "final", "bytes", "examples", "metric"):
         need(key, dict, "an object")
+    metric = summary.get("metric")
+    if metric is not None and not (
+        isinstance(metric.get("name"), str) and metric.get("better") in ("higher", "lower")
+    ):
+        raise OutputError(
+            f"'{path}': metric = {metric!r}: expected a name and better, higher or lower; {BROKEN_SUMMARY}"
+        )
     need("best_validation_round", int, "a round or null")
     need("notes", list, "a list of sentences")
     probe = need("probe", dict, "an object or null")

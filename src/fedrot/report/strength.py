@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedrot.report.canvas import Chart, Key
+from fedrot.report.digits import decimal
 from fedrot.report.load import Record, Run
 from fedrot.report.plot import Line, Plot
-from fedrot.report.words import decimal
 
 
 def diagnosed(run: Run) -> Sequence[Record]:

@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedrot.report.digits import decimal, fraction, megabytes
 from fedrot.report.load import Record, finite, load_run, number, rotated
+from fedrot.report.scores import ACCURACY, Score
 
-MISSING = "–"
 HEADERS = ["round", "loss", "accuracy", "error", "error without alignment", "rotation", "MB up", "seconds"]
+"""Of a run that is judged by accuracy."""
 
 
-def fraction(value: float | None, digits: int = 3) -> str:
-    """A number in [0, 1] without its leading zero: `.752`, `1.000`; a dash if there is none."""
-    if value is None:
-        return MISSING
-    text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0.") else text
-
-
-def decimal(value: float | None, digits: int = 4) -> str:
-    """Fixed decimals, scientific where they would show zero, `nan` and `inf` as they are, a dash if None."""
-    if value is None:
-        return MISSING
-    if math.isfinite(value) and value != 0 and abs(value) < 10.0**-digits:
-        return f"{value:.1e}"
-    return f"{value:.{digits}f}"
-
-
-def megabytes(value: float | None) -> str:
-    """Bytes in MB (1,000,000 bytes), three significant digits or more."""
-    if value is None:
-        return MISSING
-    mb = value / 1e6
-    return f"{mb:,.0f}" if mb >= 100 else f"{mb:.3g}"
-
-
-def byte_unit(largest: float) -> tuple[float, str]:
-    """Size and name of the decimal unit in which `largest` bytes read well."""
-    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-    return next(((size, name) for size, name in units if largest >= size), (1.0, "bytes"))
-
-
-def data_size(value: float) -> str:
-    """Bytes in the unit that suits them: `60.4 MB`."""
-    size, unit = byte_unit(value)
-    return f"{value / size:.3g} {unit}"
-
-
-def final_accuracy(records: Sequence[Record]) -> tuple[int, float] | None:
-    """Round and test accuracy of the last evaluated round."""
-    scored = [(int(r["round"]), value) for r in records if (value := finite(r, "accuracy")) is not None]
+def final_score(records: Sequence[Record], score: Score = ACCURACY) -> tuple[int, float] | None:
+    """Round and test score of the last evaluated round."""
+    scored = [(int(r["round"]), value) for r in records if (value := finite(r, score.name)) is not None]
     return scored[-1] if scored else None
 
 
@@ -83,34 +47,33 @@ def verdict(
         summary: summary.json; None for a run that has not finished.
         config: the recipe; with it a refit on top of the alignment gets its share of the credit.
     """
-    return " ".join(
-        part for part in (_accuracy_words(records, summary), _error_words(records, config)) if part
-    )
+    return " ".join(part for part in (_score_words(records, summary), _error_words(records, config)) if part)
 
 
-def _accuracy_words(records: Sequence[Record], summary: Mapping[str, Any] | None) -> str:
-    final = final_accuracy(records)
+def _score_words(records: Sequence[Record], summary: Mapping[str, Any] | None) -> str:
+    score = Score.of((summary or {}).get("metric"))
+    final, name = final_score(records, score), score.words
     if final is None:
-        return "No round was evaluated on the test split, so there is no accuracy to report."
-    round_, accuracy = final
-    opening = "Final accuracy"
+        return f"No round was evaluated on the test split, so there is no {name} to report."
+    round_, value = final
+    whole = opening = f"Final {name}"
     if summary is None:
-        opening = f"Unfinished: accuracy at round {round_} is"
+        opening = f"Unfinished: {name} at round {round_} is"
     elif summary.get("interrupted"):
-        opening = f"Interrupted: accuracy at round {round_} is"
+        opening = f"Interrupted: {name} at round {round_} is"
     elif round_ != int(records[-1]["round"]):
-        opening = f"Accuracy at round {round_}, the last one evaluated, is"
+        opening = f"{score.title} at round {round_}, the last one evaluated, is"
     probe = (summary or {}).get("probe")
     if not probe:
-        after = f" after {_plural(round_, 'round')}" if opening == "Final accuracy" else ""
-        return f"{opening} {fraction(accuracy)}{after}" + (
-            "; no linear probe was fitted to compare it with." if summary else "."
+        after = f" after {_plural(round_, 'round')}" if opening == whole else ""
+        return f"{opening} {score.show(value)}{after}" + (
+            "; no linear probe was fitted to compare it with." if summary and name == "accuracy" else "."
         )
     floor = float(probe["accuracy"])
-    said = f"{_distance(accuracy, floor)} the linear probe on the frozen encoder ({fraction(floor)})"
+    said = f"{_distance(value, floor)} the linear probe on the frozen encoder ({fraction(floor)})"
     if (central := central_probe(probe)) is not None:
-        said += f" and {_distance(accuracy, central)} one fitted centrally ({fraction(central)})"
-    return f"{opening} {fraction(accuracy)}, {said}."
+        said += f" and {_distance(value, central)} one fitted centrally ({fraction(central)})"
+    return f"{opening} {fraction(value)}, {said}."
 
 
 def central_probe(probe: Mapping[str, Any] | None) -> float | None:
@@ -170,16 +133,22 @@ def final_rows(run_dir: Path) -> tuple[list[str], list[list[str]]]:
     Raises:
         OutputError: the directory is not a readable run.
     """
-    return list(HEADERS), rows_of(load_run(run_dir).records)
+    run = load_run(run_dir)
+    return headers_of(run.score), rows_of(run.records, run.score)
 
 
-def rows_of(records: Sequence[Record]) -> list[list[str]]:
-    """One row of `HEADERS` per record."""
+def headers_of(score: Score) -> list[str]:
+    """Of the table of rounds."""
+    return [score.words if header == "accuracy" else header for header in HEADERS]
+
+
+def rows_of(records: Sequence[Record], score: Score = ACCURACY) -> list[list[str]]:
+    """One row of `headers_of` per record."""
     return [
         [
             str(record["round"]),
             decimal(number(record, "loss")),
-            fraction(number(record, "accuracy"), 4),
+            score.show(number(record, score.name), 4),
             decimal(number(record, "aggregation_error_relative")),
             decimal(number(record, "aggregation_error_relative_unaligned")),
             decimal(number(record, "rotation"), 3),

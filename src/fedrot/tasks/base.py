@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class TaskData:
     validation: Dataset | None
     test: Dataset
     notes: tuple[str, ...] = ()
+    further: Mapping[str, Dataset] = field(default_factory=dict["str", "Dataset"])
+    """More splits to test on, by name."""
 
     @property
     def pairs(self) -> bool:
@@ -57,3 +60,5 @@ class Source:
     test: Dataset | None = None
     curated: bool = False
     notes: tuple[str, ...] = ()
+    further: Mapping[str, Dataset] = field(default_factory=dict["str", "Dataset"])
+    """More splits to test on, by name."""

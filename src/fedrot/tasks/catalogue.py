@@ -6,6 +6,8 @@ from fedrot.config import TaskConfig
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.classify import Classify
 from fedrot.tasks.generate import Generate
+from fedrot.tasks.glue import REGRESSION
+from fedrot.tasks.grade import Grade
 from fedrot.tasks.objective import Objective
 
 TASKS: dict[str, type[Objective]] = {"classify": Classify, "generate": Generate}
@@ -13,7 +15,9 @@ TASKS: dict[str, type[Objective]] = {"classify": Classify, "generate": Generate}
 
 
 def objective(config: TaskConfig) -> Objective:
-    """The task that a recipe names."""
+    """The task that a recipe names; for the grades of STS-B, regression."""
+    if config.name == "classify" and config.data == REGRESSION:
+        return Grade(config)
     return TASKS[config.name](config)
 
 

@@ -13,9 +13,11 @@ from fedrot.errors import DataError
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.batch import Batch, Encoded
 from fedrot.tasks.encode import encode
+from fedrot.tasks.glue import extra_scores, metric_of
 from fedrot.tasks.labelled import load_labelled
 from fedrot.tasks.objective import Forward, Head, Metric, Objective
 from fedrot.tasks.own import load_held_out, load_own
+from fedrot.tasks.scores import confusion
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,7 +27,11 @@ class Classify(Objective):
     """A class for every text or pair of texts: cross-entropy, accuracy, macro F1."""
 
     head: ClassVar[Head] = "sequence-classification"
-    metric: ClassVar[Metric] = Metric("accuracy")
+
+    @property
+    def metric(self) -> Metric:
+        """Accuracy, but where GLUE has another."""
+        return metric_of(self.config.data)
 
     def load(self, seed: int) -> TaskData:
         """See `load_labelled`."""
@@ -56,8 +62,8 @@ class Classify(Objective):
         return model.logits(batch, hidden)
 
     def metrics(self, observed: Tensor, data: Encoded) -> dict[str, float]:
-        """See `metrics`."""
-        return metrics(observed, data.labels)
+        """See `metrics`; and what GLUE asks for beside it."""
+        return metrics(observed, data.labels) | extra_scores(self.config.data, observed, data.labels)
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -78,12 +84,8 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         raise DataError("no examples to evaluate: the test or validation split is empty")
     classes = logits.shape[-1]
     predicted = logits.argmax(-1)
-    confusion = (
-        torch.bincount(labels * classes + predicted, minlength=classes * classes)
-        .view(classes, classes)
-        .double()
-    )
-    hits, support = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
+    table = confusion(predicted, labels, classes)
+    hits, support = table.diagonal(), table.sum(0) + table.sum(1)
     macro = (2 * hits / support.clamp(min=1)).sum() / (support > 0).sum()
     accuracy = hits.sum() / labels.numel()
     values = torch.stack([accuracy, macro, loss(logits, labels).double().mean()]).tolist()

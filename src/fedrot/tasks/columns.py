@@ -54,13 +54,15 @@ def column_values(data: Dataset, name: str) -> list[Any]:
     return data.select_columns([name])[:][name]
 
 
-def with_columns(data: Dataset, columns: Mapping[str, Sequence[str] | Sequence[int]]) -> Dataset:
-    """The dataset with `columns` (strings or integers) put first; the others keep their types, undecoded."""
+def with_columns(
+    data: Dataset, columns: Mapping[str, Sequence[str] | Sequence[int] | Sequence[float]]
+) -> Dataset:
+    """The dataset with `columns` (strings or numbers) put first; the others keep their types, undecoded."""
     import pyarrow as pa
     from datasets import Dataset, DatasetInfo, Features, Value
 
     types = {
-        name: Value("int64" if values and isinstance(values[0], int) else "string")
+        name: Value({int: "int64", float: "float64"}.get(type(values[0]), "string") if values else "string")
         for name, values in columns.items()
     }
     arrays = {name: pa.array(values, types[name].pa_type) for name, values in columns.items()}

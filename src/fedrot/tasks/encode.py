@@ -52,11 +52,18 @@ def encode(dataset: Dataset, tokenizer: Any, max_length: int) -> EncodedTokens:
     return EncodedTokens(
         input_ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.long),
         offsets=torch.tensor([0, *lengths]).cumsum(0),
-        labels=torch.tensor(column_values(dataset, "label"), dtype=torch.long),
+        labels=_labels(column_values(dataset, "label")),
         pad_id=pad_id(tokenizer),
         token_type_ids=torch.cat(types) if types else None,
         padding_side=tokenizer.padding_side,
         truncated=truncated,
+    )
+
+
+def _labels(values: Sequence[Any]) -> Tensor:
+    """Class numbers as int64, grades as float32."""
+    return torch.tensor(
+        values, dtype=torch.float32 if values and isinstance(values[0], float) else torch.long
     )
 
 

@@ -37,7 +37,11 @@ class Generate(Objective):
     """
 
     head: ClassVar[Head] = "causal-lm"
-    metric: ClassVar[Metric] = Metric("perplexity", "lower")
+
+    @property
+    def metric(self) -> Metric:
+        """Perplexity."""
+        return Metric("perplexity", "lower")
 
     def load(self, seed: int) -> TaskData:
         """Read, check and split conversations; as for labelled texts, but without strata.

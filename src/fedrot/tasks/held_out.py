@@ -77,7 +77,8 @@ def disjoint(splits: dict[str, Dataset], columns: Columns) -> tuple[dict[str, Da
     """The splits without what others hold too: test keeps its examples, then validation; and notes of how many."""
     keys = {split: columns.keys(data) for split, data in splits.items()}
     result, notes = dict(splits), []
-    for split, others in (("validation", ["test"]), ("train", ["test", "validation"])):
+    tested = [split for split in splits if split not in ("train", "validation")]
+    for split, others in (("validation", tested), ("train", [*tested, "validation"])):
         if split not in splits:
             continue
         others = [other for other in others if other in keys]
@@ -95,7 +96,8 @@ def limited(
     splits: dict[str, Dataset], config: TaskConfig, seed: int, columns: Columns
 ) -> dict[str, Dataset]:
     """Seeded, stratified subsamples of the splits that are larger than `task.max_...` allows."""
-    limits = {"train": config.max_train, "validation": config.max_validation, "test": config.max_test}
+    limits = dict.fromkeys(splits, config.max_test)
+    limits |= {"train": config.max_train, "validation": config.max_validation}
     result = dict(splits)
     for split, limit in limits.items():
         if limit is None or split not in splits:

@@ -39,6 +39,7 @@ def load_labelled(config: TaskConfig, seed: int) -> TaskData:
     splits, removed = disjoint(splits, LABELLED)
     _check_labels(splits, names, where, own_test=own_test)
     splits = limited(splits, config, seed, LABELLED)
+    further = {name: data for name, data in splits.items() if name not in ("train", "validation", "test")}
     return TaskData(
         name=config.data,
         labels=names,
@@ -46,6 +47,7 @@ def load_labelled(config: TaskConfig, seed: int) -> TaskData:
         validation=splits.get("validation"),
         test=splits["test"],
         notes=(*notes, *removed),
+        further=further,
     )
 
 
@@ -75,6 +77,7 @@ def named_splits(config: TaskConfig) -> tuple[dict[str, Dataset], tuple[str, ...
         "train": (source, source.train),
         "validation": (source, source.validation),
         "test": (source, source.test),
+        **{name: (source, data) for name, data in source.further.items()},
     }
     notes = source.notes
     if config.test_data is not None:

@@ -49,10 +49,16 @@ class Objective(ABC):
     """A task without its data. Stateless; one for each `task.name`."""
 
     head: ClassVar[Head]
-    metric: ClassVar[Metric]
+    outputs: ClassVar[tuple[str, ...]] = ()
+    """Names of the head's outputs, where they are not the data's labels."""
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
+
+    @property
+    @abstractmethod
+    def metric(self) -> Metric:
+        """What choices are made by."""
 
     @abstractmethod
     def load(self, seed: int) -> TaskData:
