@@ -45,13 +45,18 @@ def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> Non
 
 def _print_samples(out: Console, directory: Path) -> None:
     """What the model said to held-out prompts before and after the run, if the recipe asked for it."""
+    from fedrot.report.samples import shortened
+
     path = directory / "samples.json"
     if not path.exists():
         return
     for number, text in enumerate(json.loads(path.read_text("utf-8"))["texts"], start=1):
         out.print(f"\nsample {number}")
-        for key in ("expected", "before", "after"):
-            out.print(f"  {key + ':':9} {escape(' '.join(text[key].split()) or '(nothing)')}", soft_wrap=True)
+        for key in ("asked", "expected", "before", "after"):
+            out.print(
+                f"  {key + ':':9} {escape(shortened(' '.join(text[key].split())) or '(nothing)')}",
+                soft_wrap=True,
+            )
 
 
 def words(metric: str) -> str:

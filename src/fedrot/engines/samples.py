@@ -13,6 +13,7 @@ from fedrot.core.rng import generator
 from fedrot.engines.setup import Federation
 from fedrot.model.generation import generate_batch
 from fedrot.server import ServerState
+from fedrot.tasks.dialogues import messages_of
 from fedrot.tasks.tokens import EncodedTokens
 
 SAMPLES = "samples.json"
@@ -24,7 +25,8 @@ def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
     The prompts are those that the test split was encoded with, cut to `task.max_length`; which ones the seed decides.
 
     Returns:
-        `decoding`, `max_new_tokens`, and under `texts` the prompt, the expected answer and both completions of each.
+        `decoding`, `max_new_tokens`, and under `texts`, of each, the last user message, the prompt as the model saw it,
+        the expected answer and both completions.
     """
     config, data = federation.config, federation.test.data
     assert isinstance(data, EncodedTokens)
@@ -32,16 +34,18 @@ def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
     picked = order[: config.output.samples].sort().values.tolist()
     parts = [_last_answer(data, row) for row in picked]
     tokenizer = federation.base.tokenizer
+    asked = messages_of(federation.task.test.select(picked))
     before = _completed(federation, federation.initial, [prompt for prompt, _ in parts])
     after = _completed(federation, state.adapter, [prompt for prompt, _ in parts])
     texts = [
         {
+            "asked": next(said["content"] for said in reversed(messages) if said["role"] == "user"),
             "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
             "expected": tokenizer.decode(answer, skip_special_tokens=True).strip(),
             "before": first,
             "after": last,
         }
-        for (prompt, answer), first, last in zip(parts, before, after, strict=True)
+        for messages, (prompt, answer), first, last in zip(asked, parts, before, after, strict=True)
     ]
     return {"decoding": "greedy", "max_new_tokens": config.output.sample_tokens, "texts": texts}
 

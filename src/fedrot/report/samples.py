@@ -9,12 +9,12 @@ from fedrot.errors import OutputError
 from fedrot.report.load import Run
 
 FILE = "samples.json"
-LONGEST = 400
+LONGEST = 300
 """Characters of a prompt that are shown, half from its start and half from its end."""
 
 
 def said(run: Run) -> list[dict[str, str]]:
-    """Prompt, expected answer and both completions of each sample; empty if the run has none.
+    """What was asked, expected answer and both completions of each sample; empty if the run has none.
 
     Raises:
         OutputError: the file is damaged.
@@ -24,19 +24,19 @@ def said(run: Run) -> list[dict[str, str]]:
         return []
     try:
         stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        keys = ("prompt", "expected", "before", "after")
+        keys = ("asked", "expected", "before", "after")
         texts = [{key: str(text[key]) for key in keys} for text in stored["texts"]]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
             f"'{path}': expected samples as a run writes them ({error}); remove the file"
         ) from error
-    return [text | {"prompt": shortened(text["prompt"])} for text in texts]
+    return [text | {"asked": shortened(text["asked"])} for text in texts]
 
 
 def shortened(text: str) -> str:
     """Start and end of a long text.
 
-    >>> shortened("a" * 500)[195:207]
+    >>> shortened("a" * 500)[145:157]
     'aaaaa […] aa'
     """
     half = LONGEST // 2
