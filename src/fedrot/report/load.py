@@ -73,10 +73,17 @@ class Run:
         return -max(scored)[1] if scored else None
 
     @property
+    def unlabelled(self) -> bool:
+        """Whether examples have no classes, as where answers are learned."""
+        return self.setting("task", "name", "classify") == "generate"
+
+    @property
     def labels(self) -> list[str]:
         """Names of the labels; numbered ones if the run wrote counts without names, empty if neither."""
         counts = self.counts
         names = [str(name) for name in self.fact("labels", [])]
+        if not names and self.unlabelled:
+            return ["examples"]
         return names or [f"label {i}" for i in range(len(counts[0]) if counts else 0)]
 
     @property

@@ -158,7 +158,13 @@ def skew_chart(run: Run) -> Chart | str:
     wide = len(counts) > 16
     height = min(60 + 19 * len(counts), 520) if wide else 280
     return Chart(
-        "label_skew", "Labels by client", caption, drawing, keys, width=WIDE if wide else 470, height=height
+        "label_skew",
+        "Examples by client" if run.unlabelled else "Labels by client",
+        caption,
+        drawing,
+        keys,
+        width=WIDE if wide else 470,
+        height=height,
     )
 
 

@@ -99,8 +99,7 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
         tiles=_tiles(run),
         facts=_facts(run),
         panels=[
-            {"title": CHARTS[name][0], "chart": chart, "svg": render_svgs(chart)}
-            for name, chart in drawn.items()
+            {"title": chart.title, "chart": chart, "svg": render_svgs(chart)} for chart in drawn.values()
         ],
         absent=[(name, CHARTS[name][0], chart) for name, chart in charts.items() if isinstance(chart, str)],
         # Two cards a row: with an even number of half-width charts the events get a row of their own.
@@ -151,7 +150,8 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     probe = run.fact("probe")
     absent = "not fitted (output.probe)" if run.summary is not None else "known when the run finishes"
     floor = fraction(float(probe["accuracy"])) if probe else MISSING
-    tiles.append(("Linear-probe floor", floor, _probe_remark(probe) if probe else absent))
+    if not run.unlabelled:
+        tiles.append(("Linear-probe floor", floor, _probe_remark(probe) if probe else absent))
     tiles.append(_error_tile(run))
     up = sum(finite(r, "bytes_up") or 0.0 for r in run.records)
     down = sum(finite(r, "bytes_down") or 0.0 for r in run.records)
