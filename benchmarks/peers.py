@@ -35,7 +35,7 @@ sys.path.insert(0, str(PARTS))
 
 from build import build  # noqa: E402
 from common import Job, load_model  # noqa: E402
-from contest import CONTENDERS, JOBS, SEED, recipe  # noqa: E402
+from contest import CONTENDERS, JOBS, SEED, THREADS, recipe  # noqa: E402
 from watch import peak_memory  # noqa: E402
 
 
@@ -85,6 +85,7 @@ def accuracy(job: Job, tensors: dict[str, Tensor]) -> float:
     """Of what a contender has trained, on the test split."""
     from peft import set_peft_model_state_dict
 
+    torch.set_num_threads(1)  # contenders are done, and this one is not timed
     model = load_model(job).eval()
     if unknown := set_peft_model_state_dict(model, tensors).unexpected_keys:
         raise SystemExit(f"trained tensors that the model does not have: {unknown}")
@@ -164,6 +165,8 @@ def main() -> None:
     report: dict[str, Any] = {
         "benchmark": "peers",
         **environment(torch.device("cpu"), "transformers", "peft", "flwr", "ray"),
+        "threads": THREADS,
+        "omp_wait_policy": "passive",
         "seed": SEED,
         "repeats": options.repeats,
         "jobs": {},

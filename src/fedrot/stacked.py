@@ -21,6 +21,7 @@ from fedrot.core.dropout import keep_mask
 from fedrot.core.linear import stacked_linear
 from fedrot.core.token_loss import TokenScores
 from fedrot.errors import ModelError
+from fedrot.first_token import keep_first_token
 from fedrot.model import BaseModel, Fold
 from fedrot.tasks.batch import Batch
 
@@ -107,6 +108,8 @@ class StackedModel:
         self.fold = Fold({site: layer.base for site, layer in self.layers.items()})
         first = first_block(base.module, list(initial.sites))
         self.prefix = FrozenPrefix(base.module, *first) if first else None
+        # Dropout on the adapters' inputs is drawn for the whole batch: with it nothing may be left out.
+        self.first_token = None if dropout else keep_first_token(base)
         self.token_head = TokenHead(base.module, base.output_layer) if base.output_layer else None
 
     def load(
@@ -159,6 +162,8 @@ class StackedModel:
     def close(self) -> None:
         """Put the base model's own layers back, with their original weights."""
         self.fold.restore()
+        if self.first_token is not None:
+            self.first_token.remove()
         for name, layer in (*self.layers.items(), *self.dense.items()):
             self.module.set_submodule(name, layer.base)
 
