@@ -65,7 +65,7 @@ def recipe(layers: str, clients: int, fraction: float, rounds: int, tiny: bool) 
             "max_test": 100 if tiny else 1000,
             "validation_fraction": 0.0,
         },
-        "partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 4},
+        "partition": {"kind": "dirichlet", "alpha": 1.0, "min_size": 2},
         "method": {"name": "fedit"},
         "train": {
             "local_steps": 1 if tiny else 3,
