@@ -41,6 +41,13 @@ def test_a_program_that_runs_to_its_end_passes(confinement: Confinement) -> None
 
 
 @pytest.mark.parametrize(
+    "program", ["import sys; sys.stdout.close()", "import sys; sys.stdout = None", "import os; os.close(1)"]
+)
+def test_a_program_may_do_with_its_output_what_it_likes(program: str, confinement: Confinement) -> None:
+    assert run_confined(program, limits=LIMITS, confinement=confinement).status == "passed"
+
+
+@pytest.mark.parametrize(
     ("program", "detail"),
     [
         ("assert 1 == 2, 'unequal'", "AssertionError: unequal"),

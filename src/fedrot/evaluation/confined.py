@@ -17,6 +17,7 @@ import signal
 import sys
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,10 +75,13 @@ def supervise(job: dict[str, Any], report: int) -> dict[str, Any]:
     start = time.monotonic()
     inner = os.fork()
     if inner == 0:
-        os.setsid()  # so that signals to its own group do not reach the outer process
-        os.close(report)
-        os.close(reading)
-        run(job, writing, word)
+        try:
+            os.setsid()  # so that signals to its own group do not reach the outer process
+            os.close(report)
+            os.close(reading)
+            run(job, writing, word)
+        finally:
+            os._exit(1)  # whatever the program did, this process does not go on as the outer one
     os.close(writing)
     os.write(report, f"{inner}\n".encode())
     said, open_ = b"", True
@@ -108,7 +112,8 @@ def run(job: dict[str, Any], writing: int, word: bytes) -> NoReturn:
     """In the inner process: give everything up, run the program, say how it went."""
 
     def say(status: str, detail: str = "") -> NoReturn:
-        sys.stdout.flush()
+        with suppress(Exception):  # the program may have closed it
+            sys.stdout.flush()
         os.write(writing, word + json.dumps({"status": status, "detail": detail[:2000]}).encode())
         os._exit(0)
 
