@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
-from evaluation_tables import evaluators  # beside this file; MkDocs puts its folder on the path
+from evaluation_tables import evaluators, generation  # beside this file; MkDocs puts its folder on the path
 from experiments_tables import experiment, private
 from mkdocs.exceptions import PluginError
 from pydantic import BaseModel
@@ -264,6 +264,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "partitions": partitions,
     "exit-codes": exit_codes,
     "evaluators": evaluators,
+    "generation": generation,
     "experiment": experiment,
     "private-experiment": private,
     "secure-aggregation": secure_aggregation,
