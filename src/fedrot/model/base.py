@@ -1,4 +1,4 @@
-"""Frozen base models and their tokenizers, from a directory, an installed package or a hub."""
+"""Frozen base models and their tokenizers or image processors, from a directory, an installed package or a hub."""
 
 from __future__ import annotations
 
@@ -17,22 +17,35 @@ from fedrot.core.rng import derive
 from fedrot.errors import ConfigError, ModelError, nearest
 from fedrot.model.locate import locate
 from fedrot.model.pooled import PooledClassifier, without_pooler
+from fedrot.model.vision import check_vision, read_vision
 from fedrot.model.words import CARD, first_line, inside, quiet_transformers
 
 HEAD_NAMES = ("classifier", "score", "classification_head")
 
-CLASSIFIER, LANGUAGE = "sequence-classification", "causal-lm"
+CLASSIFIER, LANGUAGE, VISION = "sequence-classification", "causal-lm", "image-classification"
 """Kinds of models, as tasks name them."""
 
-_SAID = {CLASSIFIER: "a sequence classifier", LANGUAGE: "a causal language model"}
+_SAID = {
+    CLASSIFIER: "a sequence classifier",
+    LANGUAGE: "a causal language model",
+    VISION: "an image classifier",
+}
+
+
+_BESIDE = {
+    CLASSIFIER: "tokenizer",
+    LANGUAGE: "tokenizer, a .gguf file",
+    VISION: "preprocessor_config.json",
+}
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen base model with its tokenizer and the names needed to adapt it."""
+    """A frozen base model with what prepares its input and the names needed to adapt it."""
 
     module: nn.Module
-    tokenizer: Any
+    processor: Any
+    """Its tokenizer, or its image processor."""
     path: str
     labels: tuple[str, ...]
     pooling: str
@@ -42,6 +55,11 @@ class BaseModel:
     """Which class of transformers it is of."""
     quantized: bool = False
     """Whether its weights are stored as small integers, so that nothing can be added to them."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor of a model of texts."""
+        return self.processor
 
     @property
     def device(self) -> torch.device:
@@ -78,14 +96,14 @@ def load_base(
     device: str | torch.device = "cpu",
     modules_to_save: Sequence[str] | None = None,
 ) -> BaseModel:
-    """Load a model and its tokenizer, frozen and in evaluation mode (its own dropout off).
+    """Load a model and its tokenizer or image processor, frozen and in evaluation mode (its own dropout off).
 
     Weights that the checkpoint lacks, such as a new head, are drawn from `seed`, without touching global randomness.
 
     Args:
         config: where it lies, how it pools, attends and is quantised.
         labels: of a classifier; empty for a language model.
-        kind: `sequence-classification` or `causal-lm`.
+        kind: `sequence-classification`, `causal-lm` or `image-classification`.
         seed: of a new head.
         precision: of its arithmetic.
         device: to hold it.
@@ -93,7 +111,7 @@ def load_base(
 
     Raises:
         ModelError: the path cannot be read as such a model, or it has no module of a name in `modules_to_save`.
-        ConfigError: pooling of a language model, or quantisation without a GPU.
+        ConfigError: pooling of a model that has none, or quantisation without a GPU.
     """
     device = torch.device(device)
     _check(config, kind, device)
@@ -101,14 +119,13 @@ def load_base(
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(derive(seed, "base"))
         try:
-            module, tokenizer = _read(config, labels, kind, precision, device)
+            module, processor = _read(config, labels, kind, precision, device)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(
                 f"model.path = {config.path!r}: cannot be loaded as {_SAID[kind]}; expected a directory with "
-                f"config.json, weights and tokenizer, a .gguf file, `package:NAME`, or a reachable hub id "
-                f"({first_line(error)})"
+                f"config.json, weights and {_BESIDE[kind]}, `package:NAME`, or a reachable hub id ({first_line(error)})"
             ) from error
-    if kind == CLASSIFIER and tokenizer.pad_token_id is None:
+    if kind == CLASSIFIER and processor.pad_token_id is None:
         raise ModelError(
             f"model.path = {config.path!r}: its tokenizer has no padding token; set one and save it again"
         )
@@ -121,10 +138,12 @@ def load_base(
     if not quantized:
         module.to(device)
     head = _head(module, modules_to_save, kind)
-    return BaseModel(module, tokenizer, config.path, tuple(labels), config.pooling, head, kind, quantized)
+    return BaseModel(module, processor, config.path, tuple(labels), config.pooling, head, kind, quantized)
 
 
 def _check(config: ModelConfig, kind: str, device: torch.device) -> None:
+    if kind == VISION:
+        check_vision(config.path, config.pooling)
     if kind == LANGUAGE and config.pooling != "model":
         raise ConfigError(
             f"model.pooling = {config.pooling!r}: a language model has nothing to pool; leave the key out"
@@ -146,7 +165,7 @@ def _check(config: ModelConfig, kind: str, device: torch.device) -> None:
 def _read(
     config: ModelConfig, labels: Sequence[str], kind: str, precision: str, device: torch.device
 ) -> tuple[Any, Any]:
-    """Model and tokenizer, by transformers."""
+    """Model and processor, by transformers."""
     import transformers
 
     files, dtype = locate(config.path), getattr(torch, precision)
@@ -158,6 +177,8 @@ def _read(
             "quantization_config": _quantization(config.quantization, dtype),
             "device_map": {"": device},
         }
+    if kind == VISION:
+        return read_vision(config.path, files, len(labels), options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.path, **files.options)
     if kind == LANGUAGE:
         return transformers.AutoModelForCausalLM.from_pretrained(files.path, **options), tokenizer

@@ -13,12 +13,14 @@ from torch import Tensor
 from fedrot.config import LoraSettings
 from fedrot.core.adapter import Adapter
 from fedrot.errors import ModelError
-from fedrot.model.base import CLASSIFIER, LANGUAGE, BaseModel
+from fedrot.model.base import CLASSIFIER, LANGUAGE, VISION, BaseModel
 from fedrot.model.peft_format import PeftFiles, read_peft, write_peft
 from fedrot.model.sites import find_sites
 from fedrot.model.words import CARD
 
-_TASKS = {CLASSIFIER: "SEQ_CLS", LANGUAGE: "CAUSAL_LM"}
+_TASKS = {CLASSIFIER: "SEQ_CLS", LANGUAGE: "CAUSAL_LM", VISION: None}
+"""PEFT has no name for classifiers of images, and needs none: its general class passes everything on."""
+_CLASSES = {CLASSIFIER: "AutoModelForSequenceClassification", VISION: "AutoModelForImageClassification"}
 
 
 def save_peft(
@@ -60,11 +62,12 @@ def _model_card(facts: Mapping[str, Any]) -> str:
             "from transformers import AutoModelForCausalLM\n\n"
             'base = AutoModelForCausalLM.from_pretrained("<base model>")'
         )
-    elif facts["kind"] == CLASSIFIER and facts["pooling"] == "model" and plain:
+    elif facts["kind"] in _CLASSES and facts["pooling"] == "model" and plain:
+        name = _CLASSES[facts["kind"]]
+        other = ", ignore_mismatched_sizes=True" if facts["kind"] == VISION else ""
         load = (
-            "from transformers import AutoModelForSequenceClassification\n\n"
-            "base = AutoModelForSequenceClassification.from_pretrained("
-            f'"<base model>", num_labels={len(facts["labels"])})'
+            f"from transformers import {name}\n\n"
+            f'base = {name}.from_pretrained("<base model>", num_labels={len(facts["labels"])}{other})'
         )
     else:
         load = 'import fedrot\n\nbase = fedrot.load_base_for("<this directory>")'

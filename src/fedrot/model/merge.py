@@ -30,7 +30,7 @@ def merged(base: BaseModel, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_merged(directory: Path, base: BaseModel, adapter: Adapter) -> None:
-    """Write the merged model (`save_pretrained` layout) and its tokenizer.
+    """Write the merged model (`save_pretrained` layout) and its tokenizer or image processor.
 
     Raises:
         ModelError: the base model is quantised.
@@ -55,4 +55,4 @@ def save_merged(directory: Path, base: BaseModel, adapter: Adapter) -> None:
             module.config.id2label = dict(enumerate(base.labels))
             module.config.label2id = {label: index for index, label in enumerate(base.labels)}
         module.save_pretrained(directory, state_dict=dict(merged(base, adapter)))
-    base.tokenizer.save_pretrained(directory)
+    base.processor.save_pretrained(directory)

@@ -13,7 +13,7 @@ from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.initial import initial_a
 from fedrot.core.rng import generator
 from fedrot.errors import ConfigError, ModelError
-from fedrot.model.base import CLASSIFIER, BaseModel
+from fedrot.model.base import LANGUAGE, BaseModel
 from fedrot.model.words import inside
 
 
@@ -111,7 +111,7 @@ def initial_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> Adapter:
         a = initial_a(lora.rank, layer.in_features, generator(seed, "init", 0, index))
         sites[name] = Factors(a.to(device), torch.zeros(layer.out_features, lora.rank, device=device))
     parameters = base.head_parameters() if lora.train_head else {}
-    if lora.train_head and not parameters and base.kind == CLASSIFIER:
+    if lora.train_head and not parameters and base.kind != LANGUAGE:
         raise ModelError(
             "lora.train_head = true: no head found in the model; name it in lora.modules_to_save, or set "
             "lora.train_head = false"

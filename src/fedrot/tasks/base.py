@@ -1,9 +1,10 @@
-"""What a task hands to the rest of fedrot: named splits of labelled texts."""
+"""What a task hands to the rest of fedrot: named splits of examples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Labelled texts, split so that no text of `test` or `validation` is in `train`.
+    """Examples, split so that none of `test` or `validation` is in `train`.
 
-    Every split has the columns `text`, `text_pair` if the task has pairs, `label` (an integer from 0 to
-    `len(labels) - 1`), and the other columns of its source, which natural-id partitions may use.
+    Every split has the columns of its task (`text`, and `text_pair` if it has pairs; `image`; `messages`), `label`
+    where there are classes (an integer from 0 to `len(labels) - 1`), and the other columns of its source, which
+    natural-id partitions may use.
 
     Attributes:
         name: the recipe's `task.data`.
@@ -45,10 +47,11 @@ class Source:
 
     Attributes:
         where: how to name the source in a message.
-        text, text_pair, label: its column names.
+        text, text_pair, label: its column names; `text` is that of the image where there are images.
         test: the source's own test split, if any; likewise `validation`.
         curated: a public corpus, in which unusable rows are dropped and counted. In the user's own file they
             are errors.
+        folder: where paths of images in it start.
     """
 
     where: str
@@ -62,3 +65,4 @@ class Source:
     notes: tuple[str, ...] = ()
     further: Mapping[str, Dataset] = field(default_factory=dict["str", "Dataset"])
     """More splits to test on, by name."""
+    folder: Path | None = None

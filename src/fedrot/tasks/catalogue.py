@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from fedrot.config import TaskConfig
 from fedrot.tasks.base import TaskData
-from fedrot.tasks.classify import Classify
+from fedrot.tasks.classify import Classify, ClassifyImages
+from fedrot.tasks.corpora import CORPORA
+from fedrot.tasks.dialogue_corpora import DIALOGUES
 from fedrot.tasks.generate import Generate
 from fedrot.tasks.glue import REGRESSION
 from fedrot.tasks.grade import Grade
+from fedrot.tasks.images import PICTURES
 from fedrot.tasks.objective import Objective
 
-TASKS: dict[str, type[Objective]] = {"classify": Classify, "generate": Generate}
+TASKS: dict[str, type[Objective]] = {"classify": Classify, "generate": Generate, "image": ClassifyImages}
 """`task.name` to the class."""
+
+BUNDLED = frozenset({*CORPORA, *DIALOGUES, *PICTURES})
+"""Values of `task.data` that stand for public data of an installed package."""
 
 
 def objective(config: TaskConfig) -> Objective:

@@ -1,9 +1,9 @@
-"""Text classification: its loss and its metrics."""
+"""Classification of texts and images: its loss and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -14,40 +14,37 @@ from fedrot.tasks.base import TaskData
 from fedrot.tasks.batch import Batch, Encoded
 from fedrot.tasks.encode import encode
 from fedrot.tasks.glue import extra_scores, metric_of
-from fedrot.tasks.labelled import load_labelled
+from fedrot.tasks.labelled import IMAGES, TEXTS, Form, load_labelled
 from fedrot.tasks.objective import Forward, Head, Metric, Objective
 from fedrot.tasks.own import load_held_out, load_own
+from fedrot.tasks.pixels import encode_images
 from fedrot.tasks.scores import confusion
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class Classify(Objective):
-    """A class for every text or pair of texts: cross-entropy, accuracy, macro F1."""
+class Labelled(Objective):
+    """A class for every example: cross-entropy, accuracy, macro F1."""
 
-    head: ClassVar[Head] = "sequence-classification"
+    form: ClassVar[Form]
 
     @property
     def metric(self) -> Metric:
-        """Accuracy, but where GLUE has another."""
-        return metric_of(self.config.data)
+        """Accuracy."""
+        return Metric("accuracy")
 
     def load(self, seed: int) -> TaskData:
         """See `load_labelled`."""
-        return load_labelled(self.config, seed)
+        return load_labelled(self.config, seed, self.form)
 
     def load_held_out(self, seed: int) -> TaskData:
         """See `fedrot.tasks.own.load_held_out`."""
-        return load_held_out(self.config, seed)
+        return load_held_out(self.config, seed, self.form)
 
     def load_own(self, labels: Sequence[str], who: str) -> Dataset:
         """See `fedrot.tasks.own.load_own`."""
-        return load_own(self.config, labels, who)
-
-    def encode(self, dataset: Dataset, tokenizer: Any) -> Encoded:
-        """See `fedrot.tasks.encode.encode`."""
-        return encode(dataset, tokenizer, self.config.max_length)
+        return load_own(self.config, labels, who, self.form)
 
     def shares(self, weight: Tensor, counts: Tensor) -> Tensor:  # noqa: ARG002
         """Every example of a batch counts alike."""
@@ -62,8 +59,41 @@ class Classify(Objective):
         return model.logits(batch, hidden)
 
     def metrics(self, observed: Tensor, data: Encoded) -> dict[str, float]:
+        """See `metrics`."""
+        return metrics(observed, data.labels)
+
+
+@final
+class Classify(Labelled):
+    """Texts and pairs of texts."""
+
+    head: ClassVar[Head] = "sequence-classification"
+    form: ClassVar[Form] = TEXTS
+
+    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
+        """See `fedrot.tasks.encode.encode`."""
+        return encode(dataset, processor, self.config.max_length)
+
+    @property
+    def metric(self) -> Metric:
+        """Accuracy, but where GLUE has another."""
+        return metric_of(self.config.data)
+
+    def metrics(self, observed: Tensor, data: Encoded) -> dict[str, float]:
         """See `metrics`; and what GLUE asks for beside it."""
-        return metrics(observed, data.labels) | extra_scores(self.config.data, observed, data.labels)
+        return super().metrics(observed, data) | extra_scores(self.config.data, observed, data.labels)
+
+
+@final
+class ClassifyImages(Labelled):
+    """Images."""
+
+    head: ClassVar[Head] = "image-classification"
+    form: ClassVar[Form] = IMAGES
+
+    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
+        """See `fedrot.tasks.pixels.encode_images`."""
+        return encode_images(dataset, processor, self.config.image_limit_mb)
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -27,9 +27,14 @@ def standard_columns(data: Dataset, source: Source, split: str) -> tuple[Dataset
     columns: dict[str, list[Any]] = {}
     for key, name in wanted.items():
         if name is not None:
-            _check_column(data, source, split, key, name)
+            check_column(data, source, split, key, name)
+            if key != "label" and holds_images(data, name):
+                raise DataError(
+                    f"{source.where}: column {name!r} of {split} holds images, and the task reads texts; set "
+                    f"task.name = 'image' and task.image = {name!r}, or task.{key} = ... to a column of texts"
+                )
             columns[key] = column_values(data, name)
-    columns["label"] = _label_names(data, source, columns["label"])
+    columns["label"] = label_names(data, source, columns["label"])
     problems = [_problem(columns, row) for row in range(len(data))]
     bad = [row for row, problem in enumerate(problems) if problem]
     notes: tuple[str, ...] = ()
@@ -54,24 +59,40 @@ def column_values(data: Dataset, name: str) -> list[Any]:
     return data.select_columns([name])[:][name]
 
 
-def with_columns(
-    data: Dataset, columns: Mapping[str, Sequence[str] | Sequence[int] | Sequence[float]]
-) -> Dataset:
-    """The dataset with `columns` (strings or numbers) put first; the others keep their types, undecoded."""
+def with_columns(data: Dataset, columns: Mapping[str, Sequence[Any]], **types: Any) -> Dataset:
+    """The dataset with `columns` put first; the others keep their types, undecoded.
+
+    Args:
+        data: the table.
+        columns: strings or numbers, unless `types` says otherwise.
+        types: features of single columns.
+    """
     import pyarrow as pa
     from datasets import Dataset, DatasetInfo, Features, Value
 
-    types = {
-        name: Value({int: "int64", float: "float64"}.get(type(values[0]), "string") if values else "string")
-        for name, values in columns.items()
-    }
-    arrays = {name: pa.array(values, types[name].pa_type) for name, values in columns.items()}
+    for name, values in columns.items():
+        if name not in types:
+            number = {int: "int64", float: "float64"}.get(type(values[0])) if values else None
+            types[name] = Value(number or "string")
+    types = {name: types[name] for name in columns}
+    schema = Features(types).arrow_schema
+    arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
     others = [name for name in data.column_names if name not in columns]
     if others:
         rest: Any = data.select_columns(others).with_format("arrow")[:]
         arrays |= {name: rest.column(name) for name in others}
     features = Features({**types, **{name: data.features[name] for name in others}})
     return Dataset(pa.table(arrays), info=DatasetInfo(features=features))
+
+
+def holds_images(data: Dataset, name: str) -> bool:
+    """Whether a column holds files (as bytes, with or without a path) rather than texts or numbers."""
+    import pyarrow.types as kinds
+
+    stored = data.data.schema.field(name).type
+    if kinds.is_struct(stored):
+        return {field.name for field in stored} <= {"bytes", "path"}
+    return bool(kinds.is_binary(stored) or kinds.is_large_binary(stored))
 
 
 def number_labels(names: Iterable[str]) -> tuple[str, ...]:
@@ -94,7 +115,12 @@ def declared_labels(source: Source) -> tuple[str, ...] | None:
     return tuple(feature.names) if isinstance(feature, ClassLabel) else None
 
 
-def _check_column(data: Dataset, source: Source, split: str, key: str, name: str) -> None:
+def check_column(data: Dataset, source: Source, split: str, key: str, name: str) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        DataError: the nearest name is offered.
+    """
     if name not in data.column_names:
         raise DataError(
             f"{source.where}: {split} has no column {name!r} (task.{key}); "
@@ -103,7 +129,12 @@ def _check_column(data: Dataset, source: Source, split: str, key: str, name: str
         )
 
 
-def _label_names(data: Dataset, source: Source, values: list[Any]) -> list[str | None]:
+def label_names(data: Dataset, source: Source, values: list[Any]) -> list[str | None]:
+    """Labels as text, None where there is none.
+
+    Raises:
+        DataError: a value that is not a class.
+    """
     from datasets import ClassLabel
 
     feature = data.features[source.label]

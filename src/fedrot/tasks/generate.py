@@ -87,9 +87,9 @@ class Generate(Objective):
         except DataError as error:
             raise DataError(f"{who}: {error}") from error
 
-    def encode(self, dataset: Dataset, tokenizer: Any) -> Encoded:
+    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
         """See `encode_dialogues`."""
-        return encode_dialogues(dataset, tokenizer, self.config)
+        return encode_dialogues(dataset, processor, self.config)
 
     def shares(self, weight: Tensor, counts: Tensor) -> Tensor:
         """Every answer token of a batch counts alike: 1 / (answer tokens of its real examples)."""

@@ -78,9 +78,9 @@ class Grade(Objective):
         """
         raise ConfigError(f"{who}: task.data = {self.config.data!r}: grades of a node's own are not read")
 
-    def encode(self, dataset: Dataset, tokenizer: Any) -> Encoded:
+    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
         """See `fedrot.tasks.encode.encode`; labels are `(n,)` float32."""
-        return encode(dataset, tokenizer, self.config.max_length)
+        return encode(dataset, processor, self.config.max_length)
 
     def shares(self, weight: Tensor, counts: Tensor) -> Tensor:  # noqa: ARG002
         """Every example of a batch counts alike."""

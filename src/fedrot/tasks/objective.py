@@ -17,7 +17,7 @@ from fedrot.tasks.batch import Batch, Encoded
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Head = Literal["sequence-classification", "causal-lm"]
+Head = Literal["sequence-classification", "causal-lm", "image-classification"]
 """Which kind of transformers model a task is learned by."""
 
 
@@ -73,8 +73,8 @@ class Objective(ABC):
         """All of a node's own examples as training examples, labels numbered in the server's order."""
 
     @abstractmethod
-    def encode(self, dataset: Dataset, tokenizer: Any) -> Encoded:
-        """Token sequences of a split."""
+    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
+        """A split as tensors, made by the model's tokenizer or image processor."""
 
     @abstractmethod
     def shares(self, weight: Tensor, counts: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from fedrot.errors import ConfigError, DataError, nearest
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.columns import column_values, with_columns
 from fedrot.tasks.held_out import reserved
-from fedrot.tasks.labelled import LABELLED, named_splits
+from fedrot.tasks.labelled import Form, named_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,21 +20,21 @@ NODES = "nodes"
 """As `task.data`: training data lies with the nodes of a deployed federation, each with its own."""
 
 
-def load_held_out(config: TaskConfig, seed: int) -> TaskData:
+def load_held_out(config: TaskConfig, seed: int, form: Form) -> TaskData:
     """What the server of such a federation reads: `task.test_data`, split in validation and test; no training data.
 
     The labels are `task.labels`, or those that occur in the file. A share `task.validation_fraction` of the distinct
-    texts is the validation split; `task.max_validation` and `max_test` then take subsamples.
+    examples is the validation split; `task.max_validation` and `max_test` then take subsamples.
 
     Raises:
         ConfigError: no `task.test_data`.
         DataError: unusable data, or a label that is not among `task.labels`.
     """
     table = held_out_table(config)
-    splits, names, where, notes = named_splits(table)
+    splits, names, where, notes = named_splits(table, form)
     labels = tuple(config.labels or names)
     everything = _renumbered(splits["train"], names, labels, where)
-    parts = reserved(everything, table, seed, LABELLED)
+    parts = reserved(everything, table, seed, form.columns)
     return TaskData(NODES, labels, everything.select([]), parts.get("validation"), parts["test"], notes)
 
 
@@ -51,18 +51,19 @@ def held_out_table(config: TaskConfig) -> TaskConfig:
     return config.model_copy(update={"data": config.test_data, "test_data": None, "max_train": None})
 
 
-def load_own(config: TaskConfig, labels: Sequence[str], who: str) -> Dataset:
+def load_own(config: TaskConfig, labels: Sequence[str], who: str, form: Form) -> Dataset:
     """All examples of `task.data` as training examples, numbered as the server numbers its labels.
 
     Args:
         config: `data` is the node's own file.
         labels: names of the classes, in the server's order.
         who: the node, for messages.
+        form: texts or images.
 
     Raises:
         DataError: unreadable or unusable data, or a label that the server does not know (with its row).
     """
-    splits, names, where, _ = named_splits(config.model_copy(update={"test_data": None}))
+    splits, names, where, _ = named_splits(config.model_copy(update={"test_data": None}), form)
     return _renumbered(splits["train"], names, labels, f"{who}: {where}")
 
 

@@ -76,11 +76,11 @@ class NodeSettings:
         )
 
     def _data(self, config: RunConfig) -> str:
-        from fedrot.tasks.corpora import CORPORA
+        from fedrot.tasks.catalogue import BUNDLED
 
         if self.data is not None:
             return self.data
-        if config.task.data in CORPORA:
+        if config.task.data in BUNDLED:
             return config.task.data
         raise DataError(
             f"node {self.name!r}: the recipe asks for task.data = {config.task.data!r}, which the node's owner did "
@@ -150,7 +150,7 @@ def load_node(directory: str | Path) -> Node:
     path = directory / NODE_FILE
     file = load_as(NodeFile, path, "give the folder that `fedrot deploy init` wrote for the node")
     data, model = file.data, file.model
-    if data is not None and data.endswith(FORMATS):
+    if data is not None and (data.endswith(FORMATS) or (directory / data).is_dir()):
         data = _beside(directory, data)
     if model is not None and not model.startswith("package:"):
         model = _beside(directory, model)

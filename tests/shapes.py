@@ -1,0 +1,92 @@
+"""Tiny random models of the architectures that fedrot is tried on, and a tokenizer of a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = """
+    goal match team player win league coach ball bank market price trade stock profit share growth python server
+    kernel thread memory compiler cache loop what is a word of good bad : ? 1 2 3 4 5 6 7 8 9 0
+""".split()  # noqa: SIM905
+SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An architecture: the class that is saved, its configuration, and what a tiny one of it looks like."""
+
+    model: str
+    config: str
+    settings: Mapping[str, Any]
+    texts: bool = True
+
+
+WIDE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+DECODER = {**WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64}
+ENCODER = {**WIDE, "max_position_embeddings": 70}
+
+SHAPES: dict[str, Shape] = {
+    "llama": Shape("LlamaForCausalLM", "LlamaConfig", DECODER),
+    "qwen2": Shape("Qwen2ForCausalLM", "Qwen2Config", {**DECODER, "tie_word_embeddings": True}),
+    "qwen3": Shape("Qwen3ForCausalLM", "Qwen3Config", {**DECODER, "head_dim": 8}),
+    "mistral": Shape("MistralForCausalLM", "MistralConfig", {**DECODER, "sliding_window": 16}),
+    "gpt2": Shape(
+        "GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    ),
+    "t5": Shape(
+        "T5Model",
+        "T5Config",
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+    ),
+    "bert": Shape("BertModel", "BertConfig", ENCODER),
+    "roberta": Shape("RobertaModel", "RobertaConfig", ENCODER),
+    "vit": Shape("ViTModel", "ViTConfig", {**WIDE, "image_size": 8, "patch_size": 4}, texts=False),
+}
+
+
+def tokenizer() -> Any:
+    """Words and a few signs, lower-cased, an end token behind every sequence."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]"
+    )
+
+
+def build(name: str, path: Path) -> Path:
+    """Save a tiny random model of that shape with its tokenizer or image processor."""
+    import transformers
+
+    shape = SHAPES[name]
+    settings: dict[str, Any] = dict(shape.settings)
+    if shape.texts:
+        made = tokenizer()
+        settings |= {"vocab_size": len(made), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+        made.save_pretrained(path)
+    else:
+        size = settings["image_size"]
+        transformers.ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, shape.model)(getattr(transformers, shape.config)(**settings))
+        with torch.no_grad():  # larger than initial weights, so that every layer has a say
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.15)
+    model.save_pretrained(path)
+    return path
