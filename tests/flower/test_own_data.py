@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message
 
-from fedrot.config import RunConfig
+from fedrot.config import RunConfig, parse_config
 from fedrot.engines.flower.app import client_app
 from fedrot.engines.flower.grid import InProcessGrid
 from fedrot.engines.flower.node import NodeSettings
@@ -24,6 +24,7 @@ from fedrot.engines.setup import prepare
 from fedrot.errors import ConfigError, TrainingError
 from fedrot.rundir import RunDirectory
 from tests.flower.federation import Heard
+from tests.language import jsonl, rows, tiny_llama
 
 Make = Callable[..., RunConfig]
 SITES = ("north", "south", "west")
@@ -185,3 +186,46 @@ def test_without_nodes_the_server_says_whom_it_waits_for(apart: Make, tmp_path: 
     ):
         run_over(grid, apart(engine={"name": "flower", "wait": 0.3}), RunDirectory(tmp_path / "run"), heard)
     assert any("clients 0, 1, 2 have none yet" in told for told in heard.waits)
+
+
+def test_nodes_teach_a_language_model_from_files_of_their_own(tmp_path: Path) -> None:
+    """The same numbers as one machine that has all conversations, dealt by who asks."""
+    model = tiny_llama(tmp_path / "model")
+    told = list({row["prompt"]: row for row in rows(120)}.values())  # none twice, so that none is left out
+    jsonl(tmp_path / "test.jsonl", told[:16])
+    jsonl(tmp_path / "train.jsonl", told[16:])
+    askers = sorted({row["who"] for row in told})
+    for who in askers:
+        jsonl(tmp_path / f"{who}.jsonl", [row for row in told[16:] if row["who"] == who])
+    task = {
+        "name": "generate",
+        "test_data": str(tmp_path / "test.jsonl"),
+        "max_length": 32,
+        "validation_fraction": 0.0,
+    }
+
+    def recipe(data: str) -> RunConfig:
+        return parse_config(
+            {
+                "seed": 3,
+                "model": {"path": str(model)},
+                "lora": {"rank": 2, "alpha": 4.0},
+                "task": {**task, "data": data},
+                "partition": {"kind": "natural-id", "partition_by": "who"}
+                if data != "nodes"
+                else {"kind": "iid"},
+                "train": {"lr": 0.1, "optimizer": "sgd", "local_steps": 2, "batch_size": 4, "device": "cpu"},
+                "federation": {"clients": 3, "rounds": 2, "group_size": 1},
+                "output": {"report": False},
+            }
+        )
+
+    settings = [
+        NodeSettings(who, (index,), data=str(tmp_path / f"{who}.jsonl"), model=str(model), device="cpu")
+        for index, who in enumerate(askers)
+    ]
+    apart = federate(recipe("nodes"), settings, tmp_path / "apart")
+    together = run(recipe(str(tmp_path / "train.jsonl")), out=tmp_path / "together")
+    assert apart.records[-1]["perplexity"] < apart.records[0]["perplexity"]
+    for key, tensor in together.adapter.tensors().items():
+        assert float((tensor - apart.adapter.tensors()[key]).abs().max()) <= 1e-6
