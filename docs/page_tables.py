@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from evaluation_tables import evaluators, generation  # beside this file; MkDocs puts its folder on the path
 from experiments_tables import experiment, private
 from mkdocs.exceptions import PluginError
+from paper_tables import paper
 from pydantic import BaseModel
 from scale_tables import many_clients
 from secure_tables import secure_aggregation
@@ -270,4 +271,5 @@ TABLES: dict[str, Callable[..., str]] = {
     "secure-aggregation": secure_aggregation,
     "speed": speed,
     "many-clients": many_clients,
+    "paper": paper,
 }

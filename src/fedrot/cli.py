@@ -170,6 +170,10 @@ def compare(
         bool,
         typer.Option("--estimate", help="Only say what it will take on several devices, by calculation."),
     ] = False,
+    published: Annotated[
+        Path | None,
+        typer.Option("--published", metavar="FILE", help="Published figures to print beside ours."),
+    ] = None,
 ) -> None:
     """Compare methods over seeds, alike in everything else; settings are chosen on the validation split."""
     from fedrot.comparison.command import run_command
@@ -194,6 +198,7 @@ def compare(
             keep_adapters=keep_adapters,
             budget=budget,
             estimate=estimate,
+            published=published,
             console=out,
             errors=err,
         )

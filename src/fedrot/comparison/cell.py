@@ -121,6 +121,7 @@ def figures(
     errors: Json = {}
     for name, key in (
         ("error", "aggregation_error_relative"),
+        ("error_absolute", "aggregation_error"),
         ("error_unaligned", "aggregation_error_relative_unaligned"),
     ):
         recorded = [record[key] for record in records if key in record]

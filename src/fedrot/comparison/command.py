@@ -14,13 +14,22 @@ from fedrot.comparison.budget import estimate_budget
 from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.display import Display, duration
 from fedrot.comparison.options import parse_assignments, parse_list, parse_variant, shown
+from fedrot.comparison.published import (
+    HEADERS,
+    PublishedTable,
+    published_markdown,
+    published_rows,
+    read_published,
+)
 from fedrot.comparison.run import Comparison, plan, remaining_cells, run_design
 from fedrot.comparison.store import Store, plan_differences
 from fedrot.comparison.table import explanation, headers, rows, verdict
 from fedrot.config import RunConfig
+from fedrot.engines.compat import precision
 from fedrot.errors import ConfigError, OutputError, TrainingError
 from fedrot.estimate import DEVICES, forecast, this_cpu
 from fedrot.estimate.words import Arms, print_comparison
+from fedrot.rundir import write_whole
 
 
 def run_command(
@@ -35,6 +44,7 @@ def run_command(
     console: Console,
     errors: Console,
     estimate: bool = False,
+    published: Path | None = None,
     **options: Any,
 ) -> int:
     """Run the command and return its exit code.
@@ -43,6 +53,7 @@ def run_command(
         FedrotError: as `fedrot.compare` does.
     """
     design, path = plan(recipe, parse_options(**options), out=out, resume=resume, overrides=overrides)
+    table = None if published is None else figures_for(recipe, published)
     if estimate:
         print_estimate(design, console)
         return 0
@@ -62,6 +73,8 @@ def run_command(
         )
         return 130
     print_result(found, console)
+    if table is not None:
+        print_published(table, found, console)
     if found.failed:
         listing = "\n  ".join(found.failed)
         raise TrainingError(
@@ -143,12 +156,37 @@ def first_config(design: Design, arm: Arm) -> RunConfig:
 
 def print_estimate(design: Design, console: Console) -> None:
     """Say what all runs take on several devices, from the recipes alone."""
-    devices = (*DEVICES, this_cpu())
+    devices = (*DEVICES, this_cpu(precision(first_config(design, next(design.arms())))))
     arms = [
         Arms(shown(arm.point), arm.variant, runs, forecast(first_config(design, arm), devices))
         for arm, runs in remaining_cells(design)
     ]
     print_comparison(arms, console)
+
+
+def figures_for(recipe: Path | None, published: Path) -> PublishedTable:
+    """The published table that is named like a sweep.
+
+    Raises:
+        ConfigError: no sweep file is given, or there is no such table.
+    """
+    if recipe is None:
+        raise ConfigError("--published: give the sweep's file as well, whose name says which table to take")
+    return read_published(published, recipe.stem)
+
+
+def print_published(table: PublishedTable, found: Comparison, console: Console) -> None:
+    """Our figures beside published ones, on the console and in `published.md`."""
+    lines = published_rows(table, found.results, found.directory)
+    shown = Table(box=None, pad_edge=False, title=escape(table.title), title_justify="left")
+    for number, header in enumerate(HEADERS):
+        shown.add_column(header, justify="right" if number > 1 else "left")
+    for line in lines:
+        shown.add_row(*map(escape, line))
+    console.print(shown)
+    path = found.directory / "published.md"
+    write_whole(path, published_markdown(table, lines))
+    console.print(f"published: {escape(str(path))}", soft_wrap=True)
 
 
 def print_result(found: Comparison, console: Console) -> None:

@@ -16,7 +16,7 @@ from fedrot.config import differences, parse_config
 from fedrot.errors import ConfigError
 from fedrot.report.scores import Score
 
-OWN = ("loss", "error", "error_unaligned", "bytes", "seconds")
+OWN = ("loss", "error", "error_unaligned", "error_absolute", "bytes", "seconds")
 """Figures of a cell that are no scores."""
 CURVES = ("aggregation_error_relative", "aggregation_error_relative_unaligned")
 MIXED = "score"

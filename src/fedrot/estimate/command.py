@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedrot.config import load_config
+from fedrot.engines.compat import precision
 from fedrot.errors import ConfigError
 from fedrot.estimate.devices import DEVICES, this_cpu
 from fedrot.estimate.forecast import forecast
@@ -23,5 +24,4 @@ def estimate_run(recipe: Path | None, overrides: Sequence[str], console: Console
     if recipe is None:
         raise ConfigError("--estimate: give the path of a recipe")
     config = load_config(recipe, overrides)
-    cpu = this_cpu("bfloat16" if config.train.precision == "bfloat16" else "float32")
-    print_forecast(forecast(config, (*DEVICES, cpu)), console)
+    print_forecast(forecast(config, (*DEVICES, this_cpu(precision(config)))), console)
