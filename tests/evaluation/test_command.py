@@ -232,7 +232,9 @@ def test_gsm8k_counts_answers_found_strictly_and_flexibly(
 ) -> None:
     rows = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(4)]
     write(tmp_path / "gsm8k" / "test.jsonl", rows)
-    write(tmp_path / "gsm8k" / "train.jsonl", rows)
+    write(
+        tmp_path / "gsm8k" / "train.jsonl", [{**row, "question": f"{row['question']} Say."} for row in rows]
+    )
     asked = answers(monkeypatch, [["#### 0"], ["it is 2."], ["#### 5"], ["no idea"]])
     options = Options(data={"gsm8k": str(tmp_path / "gsm8k")}, k_shot=2)
     [result] = evaluate_directory(
@@ -332,7 +334,7 @@ def test_examples_that_do_not_fit_the_context_are_named(
 ) -> None:
     rows = [{"question": "How many? " * 10, "answer": "Many.\n#### 4"}] * 5
     write(tmp_path / "gsm8k" / "test.jsonl", rows)
-    write(tmp_path / "gsm8k" / "train.jsonl", rows)
+    write(tmp_path / "gsm8k" / "train.jsonl", [{**row, "question": "How far? " * 10} for row in rows])
     options = Options(data={"gsm8k": str(tmp_path / "gsm8k")}, k_shot=4)
     with pytest.raises(DataError, match=r"prompt of question 1 has \d+ tokens.*lower --k-shot"):
         evaluate_directory(place, ["gsm8k"], options, base=str(tiny_llama))

@@ -36,6 +36,11 @@ def test_wrong_numbers_of_examples_are_refused() -> None:
         prompts(TEST, TRAIN, 21, seed=0)
     with pytest.raises(ConfigError, match="--k-shot -1"):
         prompts(TEST, TRAIN, -1, seed=0)
+    with pytest.raises(
+        DataError, match=r"1 test questions are in the training split too \(the first in row 2\)"
+    ):
+        prompts([*TEST[:1], TRAIN[4]], TRAIN, 1, seed=0)
+    assert len(prompts([TRAIN[4]], TRAIN, 0, seed=0)) == 1
     with pytest.raises(DataError, match="no questions"):
         prompts([], TRAIN, 0, seed=0)
 

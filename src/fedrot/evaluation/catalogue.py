@@ -82,6 +82,6 @@ def unknown(name: str) -> str:
     if owners:
         return f"--tasks {name}: a figure of {' and '.join(map(repr, owners))}; give that task"
     return (
-        f"--tasks {name}: {nearest(name, EVALUATORS)}. Tasks of lm-evaluation-harness need --harness lm-eval and the "
-        "extra it comes in: pip install 'fedrot[eval]'"
+        f"--tasks {name}: {nearest(name, EVALUATORS)}. Tasks of lm-eval are known once it is installed: "
+        "pip install 'fedrot[eval]'"
     )

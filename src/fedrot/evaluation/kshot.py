@@ -37,7 +37,7 @@ def prompts(test: Sequence[Solved], train: Sequence[Solved], shots: int, seed: i
 
     Raises:
         ConfigError: a negative number of shots.
-        DataError: no test questions, or fewer training examples than shots.
+        DataError: no test questions, fewer training examples than shots, or a test question among them.
     """
     if shots < 0:
         raise ConfigError(f"--k-shot {shots}: expected 0 or more")
@@ -47,6 +47,12 @@ def prompts(test: Sequence[Solved], train: Sequence[Solved], shots: int, seed: i
         raise DataError(
             f"--k-shot {shots}: the training split has {len(train)} solved questions; lower --k-shot, or give a folder "
             "with train.jsonl beside test.jsonl"
+        )
+    known = {example.question.strip() for example in train} if shots else set[str]()
+    if seen := [number for number, row in enumerate(test, start=1) if row.question.strip() in known]:
+        raise DataError(
+            f"--k-shot {shots}: {len(seen)} test questions are in the training split too (the first in row {seen[0]}), "
+            "so the model may be shown their answers; remove them from train.jsonl, or give --k-shot 0"
         )
     chosen = random.Random(derive(seed, "shots")).sample(list(train), shots)
     before = "".join(f"{asked(example.question)} {example.answer}\n\n" for example in chosen)
