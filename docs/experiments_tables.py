@@ -24,14 +24,15 @@ def experiment(name: str) -> str:
 
 def single(found: dict[str, Any]) -> str:
     """One row for each variant."""
+    score = judged_by(found)
     rows = [
-        ["variant", "test accuracy", f"against {found['baseline']}", "relative error", "MB sent", "chosen"]
+        ["variant", f"test {score}", f"against {found['baseline']}", "relative error", "MB sent", "chosen"]
     ]
     rows += [
         [
             f"`{arm['variant']}`",
-            interval(arm["mean"].get("accuracy")),
-            against(arm),
+            interval(arm["mean"].get(score)),
+            against(arm, score),
             number(arm["mean"].get("error")),
             megabytes(arm),
             chosen(arm),
@@ -70,12 +71,15 @@ def epsilon(recipe: dict[str, Any], setting: dict[str, Any]) -> str:
 
 def accuracies(found: dict[str, Any]) -> str:
     """One row for each grid point, one column for each variant."""
-    return grid(found, lambda arm: interval(arm["mean"].get("accuracy")), "test accuracy")
+    score = judged_by(found)
+    return grid(found, lambda arm: interval(arm["mean"].get(score)), f"test {score}")
 
 
 def differences(found: dict[str, Any]) -> str:
     """The same of the paired differences to the baseline."""
-    return grid(found, against, f"points above {found['baseline']}", skip=found["baseline"])
+    score = judged_by(found)
+    unit = "points above" if score == "accuracy" else f"{score} above"
+    return grid(found, lambda arm: against(arm, score), f"{unit} {found['baseline']}", skip=found["baseline"])
 
 
 def grid(found: dict[str, Any], cell: Any, title: str, skip: str = "") -> str:
@@ -87,24 +91,31 @@ def grid(found: dict[str, Any], cell: Any, title: str, skip: str = "") -> str:
     return markdown(rows)
 
 
+def judged_by(found: dict[str, Any]) -> str:
+    """The score of the experiment's task; experiments of before there were others have accuracies."""
+    return found.get("metric", {}).get("name", "accuracy")
+
+
 def interval(estimate: dict[str, Any] | None) -> str:
     if estimate is None:
         return "failed"
+    digits = 3 if estimate["mean"] <= 1 else 2
     if estimate["low"] is None:
-        return f"{estimate['mean']:.3f}"
-    return f"{estimate['mean']:.3f} ± {estimate['high'] - estimate['mean']:.3f}"
+        return f"{estimate['mean']:.{digits}f}"
+    return f"{estimate['mean']:.{digits}f} ± {estimate['high'] - estimate['mean']:.{digits}f}"
 
 
-def against(arm: dict[str, Any]) -> str:
-    """Points of accuracy, in bold where the interval leaves out zero."""
-    difference = arm["difference"].get("accuracy")
+def against(arm: dict[str, Any], score: str = "accuracy") -> str:
+    """The difference to the baseline, of accuracies in points, in bold where the interval leaves out zero."""
+    difference = arm["difference"].get(score)
     if difference is None:
         return "–"
-    text = f"{100 * difference['mean']:+.1f}"
+    unit, digits = (100, 1) if score == "accuracy" else (1, 2)
+    text = f"{unit * difference['mean']:+.{digits}f}"
     if difference["low"] is None:
         return text
     clear = difference["low"] > 0 or difference["high"] < 0
-    text += f" ({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f})"
+    text += f" ({unit * difference['low']:+.{digits}f} to {unit * difference['high']:+.{digits}f})"
     return f"**{text}**" if clear else text
 
 
