@@ -14,6 +14,7 @@ from evaluation_tables import evaluators, generation  # beside this file; MkDocs
 from experiments_tables import experiment, private
 from mkdocs.exceptions import PluginError
 from paper_tables import paper
+from models_tables import models as models_tried
 from pydantic import BaseModel
 from scale_tables import many_clients
 from secure_tables import secure_aggregation
@@ -263,6 +264,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "laws": laws,
     "method-options": method_options,
     "partitions": partitions,
+    "models": models_tried,
     "exit-codes": exit_codes,
     "evaluators": evaluators,
     "generation": generation,

@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that fedrot is tried on, and a tokenizer of a few words."""
+"""Tiny random models of the architectures that fedrot is tried on, and a tokenizer of bytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from typing import Any
 
 import torch
 
-WORDS = """
-    goal match team player win league coach ball bank market price trade stock profit share growth python server
-    kernel thread memory compiler cache loop what is a word of good bad : ? 1 2 3 4 5 6 7 8 9 0
-""".split()  # noqa: SIM905
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 
 
@@ -54,15 +50,17 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def tokenizer() -> Any:
-    """Words and a few signs, lower-cased, an end token behind every sequence."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+def tokenizer(closed: bool) -> Any:
+    """Bytes as tokens, nothing learned; `closed`: an end token behind every sequence, as T5 needs it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
-    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    signs = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    if closed:
+        made.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 3)])
     return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]"
     )
@@ -75,7 +73,7 @@ def build(name: str, path: Path) -> Path:
     shape = SHAPES[name]
     settings: dict[str, Any] = dict(shape.settings)
     if shape.texts:
-        made = tokenizer()
+        made = tokenizer(closed=name == "t5")
         settings |= {"vocab_size": len(made), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
         made.save_pretrained(path)
     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,10 +18,19 @@ from fedrot.model import block_of
 from fedrot.tasks.batch import Batch
 
 
-def model_inputs(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The model's keyword arguments for a batch, pixels in the precision of its weights."""
+def model_inputs(module: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The model's keyword arguments for a batch: pixels in the precision of its weights, and no cache for generating.
+
+    Decoders keep keys and values unless told otherwise, and a block that is recomputed would append to them again.
+    """
     dtype = next(module.parameters()).dtype
-    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.inputs.items()}
+    inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.inputs.items()}
+    return {**inputs, "use_cache": False} if _generates(type(getattr(module, "backbone", module))) else inputs
+
+
+@cache
+def _generates(model: type[nn.Module]) -> bool:
+    return "use_cache" in inspect.signature(model.forward).parameters
 
 
 class FrozenPrefix:

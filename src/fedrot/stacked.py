@@ -39,6 +39,11 @@ class StackedLoRA(nn.Module):
         self.dropout = 0.0
         self.seeds: Tensor | None = None  # (G,), set while training with dropout
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the base layer: some models look at its precision (T5)."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """`x: (G * n, ..., d_in)` -> `(G * n, ..., d_out)`."""
         if self.a is None or self.b is None:

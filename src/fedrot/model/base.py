@@ -181,6 +181,12 @@ def _read(
         return read_vision(config.path, files, len(labels), options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.path, **files.options)
     if kind == LANGUAGE:
+        settings = transformers.AutoConfig.from_pretrained(files.path, **files.options)
+        if settings.is_encoder_decoder:
+            raise ModelError(
+                f"model.path = {config.path!r}: an encoder-decoder model ({settings.model_type}), and prompts "
+                "are answered by decoders alone; choose a causal language model, or task.name = 'classify' for classes"
+            )
         return transformers.AutoModelForCausalLM.from_pretrained(files.path, **options), tokenizer
     settings = transformers.AutoConfig.from_pretrained(files.path, num_labels=len(labels), **files.options)
     if settings.pad_token_id is None:

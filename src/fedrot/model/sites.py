@@ -40,6 +40,11 @@ def find_sites(base: BaseModel, lora: LoraSettings) -> tuple[str, ...]:
             {type(m).__name__ for n, m in modules.items() if n in outside and hasattr(m, "weight")}
         )
         names = sorted({name.rsplit(".", 1)[-1] for name in linear & outside})
+        if not names:
+            raise ModelError(
+                f"model.path = {base.path!r}: it has no nn.Linear layer to adapt; its layers are {', '.join(kinds)}; "
+                "choose a model that is made of nn.Linear (Llama, Qwen, Mistral, BERT, RoBERTa, ViT and their like)"
+            )
         raise ModelError(
             f"lora.target_modules = {lora.target_modules!r}: no layer matches; linear layers here are called "
             f"{names}, layers with weights are {kinds}"

@@ -1,0 +1,190 @@
+"""Every row of the page Models: architectures through training, alignment, export and back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+import fedrot
+from fedrot.client import plan_group, train_group
+from fedrot.config import RunConfig, parse_config
+from fedrot.core.adapter import Adapter
+from fedrot.engines.run import run
+from fedrot.engines.setup import Federation, prepare
+from fedrot.errors import FedrotError
+from fedrot.methods import Trainable
+from fedrot.model import save_merged
+from tests.pictures import draw
+from tests.shapes import build
+
+Make = Callable[..., RunConfig]
+WORDS = "a goal, match, team; bank price: tax ? cup"
+MODELS = tomllib.loads((Path(__file__).parent.parent / "docs" / "models.toml").read_text("utf-8"))["model"]
+ROWS = [(model, task) for model in MODELS for task in model["tasks"]]
+WORKING = [pytest.param(m, t, id=f"{m['shape']}-{t}") for m, t in ROWS if "refused" not in m]
+REFUSED = [pytest.param(m, t, id=f"{m['shape']}-{t}") for m, t in ROWS if "refused" in m]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small table or folder for each task."""
+    folder = tmp_path_factory.mktemp("sources")
+    draws = random.Random(1)
+    texts = [" ".join(draws.choices(WORDS.split(), k=draws.randint(2, 6))) for _ in range(60)]
+    with (folder / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, text.count("a") % 3) for text in texts)])
+    said = [{"prompt": text, "response": text.split()[0]} for text in texts]
+    (folder / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said), "utf-8")
+    return {
+        "classify": folder / "texts.csv",
+        "generate": folder / "said.jsonl",
+        "image": draw(folder / "pictures", 20),
+    }
+
+
+@pytest.fixture
+def made(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Make]:
+    """Recipes of one architecture and task."""
+
+    def of(shape: str, task: str) -> Make:
+        path = build(shape, tmp_path_factory.mktemp(shape))
+
+        def make(**train: Any) -> RunConfig:
+            layers = {"layers": train.pop("layers", "all")}
+            packing = {"packing": True} if train.pop("packing", False) else {}
+            return parse_config(
+                {
+                    "seed": 2,
+                    "model": {"path": str(path)},
+                    "lora": {"rank": 2, "alpha": 4.0, "target_modules": "all-linear", **layers},
+                    "task": {"name": task, "data": str(sources[task]), "validation_fraction": 0, **packing},
+                    "partition": {"kind": "iid"},
+                    "method": {"name": "fedrot"},
+                    "train": {
+                        "optimizer": "sgd",
+                        "lr": 0.2,
+                        "local_steps": 2,
+                        "batch_size": 3,
+                        "device": "cpu",
+                        **train,
+                    },
+                    "federation": {"clients": 2, "rounds": 2, "evaluate_every": 2},
+                    "output": {"report": False},
+                }
+            )
+
+        return make
+
+    return of
+
+
+def trained(federation: Federation, groups: list[list[int]]) -> dict[str, Tensor]:
+    """Every client's tensors after one round, trained in the given groups."""
+    config, found = federation.config, {}
+    start = federation.initial.map(lambda t: t + 0.02)  # away from b = 0, so that both factors move
+    for group in groups:
+        rows = [federation.partition.rows[client] for client in group]
+        plan = plan_group(
+            group, rows, config.train, seed=config.seed, round=1, lengths=federation.train.data.lengths
+        )
+        split = federation.train
+        result = train_group(
+            federation.model,
+            federation.objective,
+            split.data,
+            start,
+            plan,
+            config.train,
+            Trainable(),
+            split.cache,
+        )
+        for index, client in enumerate(group):
+            own = result.adapter.select(index).tensors()
+            found |= {f"{client} {name}": tensor for name, tensor in own.items()}
+    return found
+
+
+def assert_close(mine: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=2e-5, msg=name)
+
+
+def logits(module: Any, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return module(**inputs).logits
+
+
+def stacked_logits(federation: Federation, adapter: Adapter, inputs: dict[str, Tensor]) -> Tensor:
+    federation.model.load(adapter.expand(1))
+    found = logits(federation.model.module, inputs)
+    federation.model.unload()
+    return found
+
+
+@pytest.mark.parametrize(("model", "task"), WORKING)
+def test_it_trains_stacked_recomputed_and_cached_alike(
+    made: Callable[[str, str], Make], model: dict[str, Any], task: str
+) -> None:
+    make = made(model["shape"], task)
+    federation = prepare(make())
+    alone = trained(federation, [[0], [1]])
+    together = trained(federation, [[0, 1]])
+    assert_close(together, alone)
+    start = federation.initial.map(lambda t: t + 0.02).tensors()
+    still = [name for name, tensor in together.items() if torch.equal(tensor, start[name.partition(" ")[2]])]
+    assert not still, "every trained tensor moves"
+    assert_close(trained(prepare(make(checkpointing=True)), [[0, 1]]), alone)
+    if task == "generate":
+        assert_close(trained(prepare(make(packing=True)), [[0, 1]]), alone)
+    if not model.get("cached", True):
+        with pytest.raises(
+            FedrotError, match=r"train\.cache_frozen = true: .*set .*train\.cache_frozen = false"
+        ):
+            prepare(make(layers="last:1", cache_frozen=True))
+        return
+    cached = prepare(make(layers="last:1", cache_frozen=True))
+    assert_close(trained(cached, [[0, 1]]), trained(prepare(make(layers="last:1")), [[0, 1]]))
+
+
+@pytest.mark.parametrize(("model", "task"), WORKING)
+def test_a_run_with_alignment_exports_what_others_load(
+    made: Callable[[str, str], Make], model: dict[str, Any], task: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    config = made(model["shape"], task)()
+    result = run(config, out=tmp_path / "run")
+    assert result.records[-1]["rotation"] > 0
+    federation = prepare(config)
+    inputs = federation.test.data.batch(torch.arange(4)).inputs
+    ours = stacked_logits(federation, result.adapter, inputs)
+    federation.model.close()
+    plain = logits(federation.base.module, inputs)
+    assert float((ours - plain).abs().max()) > 1e-3, "the adapter was expected to matter"
+    adapter = tmp_path / "run" / "adapter"
+    peft = PeftModel.from_pretrained(fedrot.load_base_for(adapter), str(adapter)).eval()
+    torch.testing.assert_close(logits(peft, inputs), ours, rtol=1e-4, atol=2e-5)
+    save_merged(tmp_path / "merged", federation.base, result.adapter)
+    kind = {"classify": "SequenceClassification", "generate": "CausalLM", "image": "ImageClassification"}[
+        task
+    ]
+    merged = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged, inputs), ours, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("model", "task"), REFUSED)
+def test_it_is_refused_with_the_reason(
+    made: Callable[[str, str], Make], model: dict[str, Any], task: str
+) -> None:
+    with pytest.raises(FedrotError, match=model["refused"]):
+        prepare(made(model["shape"], task)())
