@@ -13,8 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from evaluation_tables import evaluators, generation  # beside this file; MkDocs puts its folder on the path
 from experiments_tables import experiment, private
 from mkdocs.exceptions import PluginError
-from paper_tables import paper
 from models_tables import models as models_tried
+from paper_tables import paper
 from pydantic import BaseModel
 from scale_tables import many_clients
 from secure_tables import secure_aggregation
