@@ -15,7 +15,7 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
 def positive_f1(table: Tensor) -> float:
     """`2 TP / (2 TP + FP + FN)` of class 1 of two; 0 where class 1 neither occurs nor is predicted.
 
-    >>> positive_f1(torch.tensor([[5.0, 1.0], [2.0, 4.0]]))  # 8 / (8 + 1 + 2)
+    >>> positive_f1(torch.tensor([[5.0, 1.0], [2.0, 4.0]]).double())  # 8 / (8 + 1 + 2)
     0.7272727272727273
     """
     right, taken, there = table[1, 1], table[:, 1].sum(), table[1].sum()
@@ -28,7 +28,7 @@ def matthews(table: Tensor) -> float:
     With `s` examples, `c` of them right, `t_k` of class `k` and `p_k` taken for it, `(c s - sum t_k p_k) /
     sqrt((s^2 - sum p_k^2)(s^2 - sum t_k^2))`. 0 where all examples are of one class or taken for one.
 
-    >>> round(matthews(torch.tensor([[5.0, 1.0], [2.0, 4.0]])), 12)  # (4 5 - 1 2) / sqrt(5 6 6 7)
+    >>> round(matthews(torch.tensor([[5.0, 1.0], [2.0, 4.0]]).double()), 12)  # (4 5 - 1 2) / sqrt(5 6 6 7)
     0.507092552837
     """
     total, right = table.sum(), table.diagonal().sum()
