@@ -176,8 +176,8 @@ def main() -> None:
     for name in options.jobs:
         with tempfile.TemporaryDirectory() as folder:
             report["jobs"][name] = measure(name, options, Path(folder))
-    report["load_average_after"] = round(os.getloadavg()[0], 1)
-    write(options.out, report)
+        report["load_average_after"] = round(os.getloadavg()[0], 1)
+        write(options.out, report)  # each job as it is done: the next one takes minutes
 
 
 if __name__ == "__main__":
