@@ -25,13 +25,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from environment import RESULTS, environment, write
 
 from fedrot.core import Adapter, Factors, adapter_aggregation_error, generator
 from fedrot.methods import MethodState, Update, build, methods
+from fedrot.methods.base import Loading
 
 SEED = 11
 SIZES = (10, 100, 1_000, 10_000)
@@ -78,25 +79,9 @@ def step(variant: str, reference: Adapter, clients: Sequence[Adapter]) -> Callab
     return lambda: method.aggregate(updates, reference, MethodState(), 2)
 
 
-class Turns(Sequence[Update]):
+def turns(adapters: Sequence[Adapter], count: int) -> Sequence[Update]:
     """So many updates, of which only a few are different."""
-
-    def __init__(self, adapters: Sequence[Adapter], count: int) -> None:
-        self.adapters, self.count = adapters, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    @overload
-    def __getitem__(self, index: int) -> Update: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Update]: ...
-    def __getitem__(self, index: int | slice) -> Update | list[Update]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self.count)[index]]
-        if index >= self.count:
-            raise IndexError(index)
-        return Update(index, self.adapters[index % len(self.adapters)], 1.0)
+    return Loading(lambda index: Update(index, adapters[index % len(adapters)], 1.0), count)
 
 
 def averaging(count: int = 64) -> dict[str, Any]:
@@ -113,7 +98,7 @@ def averaging(count: int = 64) -> dict[str, Any]:
     method, bytes_each = build("fedit", {}, SEED), sum(t.nbytes for t in adapters[0].tensors().values())
     step("fedit", *federation(3))()
     before, start = forget_peak(), time.perf_counter()
-    method.aggregate(Turns(adapters, count), adapters[0], MethodState(), 2)
+    method.aggregate(turns(adapters, count), adapters[0], MethodState(), 2)
     seconds = time.perf_counter() - start
     return {
         "uploads": count,

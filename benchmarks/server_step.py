@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from environment import RESULTS, environment, write
@@ -38,6 +38,7 @@ from torch import Tensor
 
 from fedrot.core import Adapter, Factors, adapter_aggregation_error, generator
 from fedrot.methods import MethodState, Update, build, methods
+from fedrot.methods.base import Loading
 
 SEED = 11
 PARTS = ("svd", "refit", "error", "streaming", "methods")
@@ -158,34 +159,18 @@ def error(size: Size, repeats: int) -> dict[str, Any]:
     return {**times, "relative_difference_from_float64": off}
 
 
-class Made(Sequence[Update]):
+def made(reference: Adapter, count: int) -> Sequence[Update]:
     """Uploads that are made when they are asked for, as if loaded from a disk."""
-
-    def __init__(self, reference: Adapter, count: int) -> None:
-        self.reference, self.count = reference, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    @overload
-    def __getitem__(self, index: int) -> Update: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Update]: ...
-    def __getitem__(self, index: int | slice) -> Update | list[Update]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self.count)[index]]
-        if index >= self.count:
-            raise IndexError(index)
-        return Update(index, self.reference.map(lambda t: t * (1 + index / self.count)), 1.0)
+    return Loading(lambda index: Update(index, reference.map(lambda t: t * (1 + index / count)), 1.0), count)
 
 
 def stream(size: Size, count: int) -> dict[str, Any]:
     """In a process of its own: average `count` uploads."""
     received, _ = draw(size.federation_width, size.rank, size.streamed_sites, 0, None)
     method = build("fedit", {}, SEED)
-    method.aggregate(Made(received, 3), received, MethodState(), 2)
+    method.aggregate(made(received, 3), received, MethodState(), 2)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    mean, _ = method.aggregate(Made(received, count), received, MethodState(), 2)
+    mean, _ = method.aggregate(made(received, count), received, MethodState(), 2)
     expected = 1 + (count - 1) / (2 * count)
     assert torch.allclose(mean.sites["0"].a, received.sites["0"].a * expected, rtol=1e-4)
     return {

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedrot.client import plan_group, train_group
 from fedrot.config import ModelConfig, RunConfig, load_config, parse_config
@@ -23,6 +22,7 @@ from fedrot.methods import Trainable
 from fedrot.model import fingerprint, load_base
 from fedrot.server import ServerState
 from fedrot.tasks.pixels import EncodedImages
+from tests.ordinary import peft_parameters
 from tests.pictures import CLASSES, draw
 from tests.shapes import build
 
@@ -80,18 +80,7 @@ def test_stacked_training_equals_an_ordinary_peft_loop(seen: Make) -> None:
     federation.model.close()
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=targets, modules_to_save=["classifier"])
     peft = get_peft_model(federation.base.module, lora).eval()
-    parameters = dict(peft.named_parameters())
-    mapped: dict[str, Tensor] = {}
-    for site, factors in start.sites.items():
-        mapped[f"base_model.model.{site}.lora_A.default.weight"] = factors.a
-        mapped[f"base_model.model.{site}.lora_B.default.weight"] = factors.b
-    for name, tensor in start.head.items():
-        mapped[name.replace("classifier.", "base_model.model.classifier.modules_to_save.default.")] = tensor
-    with torch.no_grad():
-        for name, tensor in mapped.items():
-            parameters[name].copy_(tensor)
-    trained = [parameters[name] for name in mapped]
-    assert {id(p) for p in parameters.values() if p.requires_grad} == {id(p) for p in trained}
+    trained = peft_parameters(peft, start)
     optimizer = torch.optim.SGD(trained, lr=0.1)
     processor = AutoImageProcessor.from_pretrained(config.model.path, backend="pil")
     table = federation.task.train
@@ -106,8 +95,8 @@ def test_stacked_training_equals_an_ordinary_peft_loop(seen: Make) -> None:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     moved = mine.adapter.select(1).tensors()
-    for key, name in zip(start.tensors(), mapped, strict=True):
-        torch.testing.assert_close(moved[key], parameters[name].detach(), rtol=1e-4, atol=2e-5, msg=key)
+    for key, parameter in zip(start.tensors(), trained, strict=True):
+        torch.testing.assert_close(moved[key], parameter.detach(), rtol=1e-4, atol=2e-5, msg=key)
         assert not torch.equal(moved[key], start.tensors()[key])
 
 

@@ -20,6 +20,7 @@ from fedrot.evaluate import predict
 from fedrot.methods import Trainable
 from fedrot.stacked import StackedLoRA
 from tests.language import jsonl, rows, tiny_llama
+from tests.ordinary import answer_losses, peft_parameters
 
 Make = Callable[..., RunConfig]
 
@@ -162,15 +163,7 @@ def test_stacked_training_equals_an_ordinary_peft_loop(spoken: Make) -> None:
         LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     ).eval()
     peft.double()
-    parameters = dict(peft.named_parameters())
-    mapped: dict[str, Tensor] = {}
-    for site, factors in start.sites.items():
-        mapped[f"base_model.model.{site}.lora_A.default.weight"] = factors.a
-        mapped[f"base_model.model.{site}.lora_B.default.weight"] = factors.b
-    with torch.no_grad():
-        for name, tensor in mapped.items():
-            parameters[name].copy_(tensor)
-    trained = [parameters[name] for name in mapped]
+    trained = peft_parameters(peft, start)
     optimizer = torch.optim.AdamW(trained, lr=config.train.lr, weight_decay=0.0)
     for picked in plan.rows:
         batch = federation.train.data.batch(picked.flatten())
@@ -183,9 +176,9 @@ def test_stacked_training_equals_an_ordinary_peft_loop(spoken: Make) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    for key, name in zip(start.tensors(), mapped, strict=True):
+    for key, parameter in zip(start.tensors(), trained, strict=True):
         # transformers takes the loss in float32
-        torch.testing.assert_close(mine[key], parameters[name].detach(), rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(mine[key], parameter.detach(), rtol=1e-4, atol=1e-5, msg=key)
 
 
 def test_perplexity_is_that_of_transformers(spoken: Make) -> None:
@@ -242,16 +235,7 @@ def test_a_run_ends_in_an_adapter_that_peft_loads(spoken: Make, tmp_path: Path) 
     peft = PeftModel.from_pretrained(
         fedrot.load_base_for(tmp_path / "run" / "adapter"), str(tmp_path / "run" / "adapter")
     ).eval()
-    batch = data.batch(torch.arange(len(data)))
-    assert batch.asked is not None
-    with torch.no_grad():
-        logits = peft(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    target = batch.input_ids.flatten()[batch.asked.place]
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1)[batch.asked.place - 1], target, reduction="none"
-    )
-    expected = torch.zeros(len(data)).index_add(0, batch.asked.example, losses)
-    torch.testing.assert_close(observed[:, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(observed[:, 0], answer_losses(peft, data), rtol=1e-4, atol=1e-4)
 
 
 def test_a_merged_model_says_the_same(spoken: Make, tmp_path: Path) -> None:
@@ -264,16 +248,7 @@ def test_a_merged_model_says_the_same(spoken: Make, tmp_path: Path) -> None:
     federation = prepare(spoken())
     data = federation.test.data
     observed = predict(federation.model, federation.objective, result.adapter, data, batch=16)
-    batch = data.batch(torch.arange(len(data)))
-    assert batch.asked is not None
-    with torch.no_grad():
-        logits = merged(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    target = batch.input_ids.flatten()[batch.asked.place]
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1)[batch.asked.place - 1], target, reduction="none"
-    )
-    expected = torch.zeros(len(data)).index_add(0, batch.asked.example, losses)
-    torch.testing.assert_close(observed[:, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(observed[:, 0], answer_losses(merged, data), rtol=1e-4, atol=1e-4)
 
 
 class EightBit(nn.Linear):

@@ -22,6 +22,7 @@ from fedrot.errors import ConfigError, ModelError
 from fedrot.evaluate import predict
 from fedrot.methods import Trainable
 from fedrot.tasks import loss as example_loss
+from tests.ordinary import peft_parameters
 
 Make = Callable[..., RunConfig]
 
@@ -122,19 +123,7 @@ def test_stacked_training_equals_an_ordinary_peft_loop(recipe: Make) -> None:
         federation.base.module,
         LoraConfig(r=2, lora_alpha=4, target_modules=["query", "value"], task_type="SEQ_CLS"),
     ).eval()
-    parameters = dict(peft.named_parameters())
-    mapped: dict[str, Tensor] = {}
-    for site, factors in start.sites.items():
-        mapped[f"base_model.model.{site}.lora_A.default.weight"] = factors.a
-        mapped[f"base_model.model.{site}.lora_B.default.weight"] = factors.b
-    for name, tensor in start.head.items():
-        module, _, leaf = name.rpartition(".")
-        mapped[f"base_model.model.{module}.modules_to_save.default.{leaf}"] = tensor
-    with torch.no_grad():
-        for name, tensor in mapped.items():
-            parameters[name].copy_(tensor)
-    assert {name for name, p in parameters.items() if p.requires_grad} == mapped.keys()
-    trained = [parameters[name] for name in mapped]
+    trained = peft_parameters(peft, start)
     optimizer = torch.optim.AdamW(trained, lr=config.train.lr, weight_decay=0.0)
     for rows in plan.rows:
         batch = federation.train.data.batch(rows.flatten())
@@ -148,8 +137,8 @@ def test_stacked_training_equals_an_ordinary_peft_loop(recipe: Make) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    for key, name in zip(start.tensors(), mapped, strict=True):
-        torch.testing.assert_close(mine[2][key], parameters[name].detach(), rtol=1e-4, atol=2e-5, msg=key)
+    for key, parameter in zip(start.tensors(), trained, strict=True):
+        torch.testing.assert_close(mine[2][key], parameter.detach(), rtol=1e-4, atol=2e-5, msg=key)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "model"])

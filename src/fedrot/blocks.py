@@ -103,13 +103,12 @@ class TokenHead:
     def scores(self, batch: Batch) -> TokenScores:
         """Of every token that `batch` asks for; differentiable in what lies below the output layer."""
         assert batch.asked is not None
-        inputs, asked, picked = batch.inputs, batch.asked, list[Tensor]()
+        inputs, asked, picked = model_inputs(self.module, batch), batch.asked, list[Tensor]()
         target = inputs["input_ids"].flatten()[asked.place]
 
         def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            picked.append(
-                args[0].flatten(0, 1)[asked.place - 1]
-            )  # a token is predicted from the one before it
+            # A token is predicted from the one before it.
+            picked.append(args[0].flatten(0, 1)[asked.place - 1])
             if self.plain:
                 raise _Stop
             return (picked[0], *args[1:])
@@ -117,7 +116,7 @@ class TokenHead:
         handle, logits = self.layer.register_forward_pre_hook(take), None
         try:
             with suppress(_Stop):
-                logits = self.module(**inputs, use_cache=False).logits
+                logits = self.module(**inputs).logits
         finally:
             handle.remove()
         if logits is None:

@@ -39,19 +39,6 @@ def predict(
     return torch.cat(observed)[order]
 
 
-def evaluate(
-    model: StackedModel,
-    objective: Objective,
-    adapter: Adapter,
-    data: Encoded,
-    *,
-    batch: int,
-    cache: FrozenCache | None = None,
-) -> dict[str, float]:
-    """The task's metrics of `adapter` on `data`."""
-    return objective.metrics(predict(model, objective, adapter, data, batch=batch, cache=cache), data)
-
-
 def expected_accuracy(recall: Tensor, counts: Tensor, weights: Sequence[float]) -> float | None:
     """What clients can expect on their own mix of labels: the mean over clients of `sum_c share_c * recall_c`.
 

@@ -54,9 +54,8 @@ class StackedLoRA(nn.Module):
         if self.dropout and self.seeds is not None:
             mask = keep_mask(self.seeds + self.site, x, clients, self.dropout).view_as(rows)
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
-        if (
-            not self.base.weight.is_floating_point()
-        ):  # quantised: only the layer itself knows how to multiply by it
+        if not self.base.weight.is_floating_point():
+            # Quantised: only the layer itself knows how to multiply by its weights.
             inner = (rows if mask is None else rows * mask) @ a.mT
             return self.base(x) + (inner @ b.mT).mul(self.scale).view(*x.shape[:-1], -1)
         out = stacked_linear(rows, self.base.weight, self.base.bias, a, b, self.scale, mask)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from fedrot.config import TaskConfig
 from fedrot.errors import ConfigError, DataError
 from fedrot.tasks import Encoded, TaskData, load_task, objective
+from fedrot.tasks.base import Source
 from fedrot.tasks.dialogue_corpora import functions_of
-from fedrot.tasks.dialogues import messages_of
+from fedrot.tasks.dialogues import conversations, messages_of
 from fedrot.tasks.packing import packed
 from tests.language import jsonl, rows, tiny_tokenizer
 
@@ -29,12 +31,12 @@ def config(path: Path, records: list[dict[str, Any]], **keys: Any) -> TaskConfig
 def encoded(path: Path, record: dict[str, Any], *, chat: bool = True, **keys: Any) -> Encoded:
     """One conversation's tokens."""
     settings = config(path, [record, *rows(5)], **keys)
-    from datasets import Dataset
-
-    from fedrot.tasks.dialogues import conversations
-
-    table = conversations(Dataset.from_list([record]), settings, "here", "train")
+    table, _ = conversations(Dataset.from_list([record]), settings, source([record]), "train")
     return objective(settings).encode(table, tiny_tokenizer(chat))
+
+
+def source(records: list[dict[str, Any]], *, curated: bool = False) -> Source:
+    return Source("here", Dataset.from_list(records), "", "", curated=curated)
 
 
 def asked(data: Encoded, tokenizer: Any) -> list[str]:
@@ -109,6 +111,18 @@ def test_splits_share_no_conversation_and_depend_on_the_seed_alone(tmp_path: Pat
 def test_a_row_without_its_response_is_named(tmp_path: Path, record: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path, [*rows(2), record, *rows(3)])
+
+
+def test_a_public_corpus_loses_rows_without_a_response_and_says_how_many(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "say", "completion": text, "who": who}
+        for text, who in (("x", "a"), (None, "b"), ("", "c"))
+    ]
+    public = source(records, curated=True)
+    table, notes = conversations(public.train, config(tmp_path, rows(3)), public, "train")
+    assert table["who"] == ["a"]
+    assert messages_of(table)[0][1]["content"] == "x"
+    assert notes == ("here: 2 rows of train without prompt or response dropped",)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import run_round
 from fedrot.engines.setup import Federation, Split, prepare
 from fedrot.engines.shared import frozen_key
-from fedrot.evaluate import evaluate
+from fedrot.evaluate import predict
 from fedrot.server import ServerState, choose_clients
 
 STEPS = 3
@@ -175,7 +175,7 @@ def _time_evaluation(federation: Federation, filling: _Filling) -> float:
     for _ in range(2):  # the first warms up
         start = time.perf_counter()
         for split in splits:
-            evaluate(
+            predict(
                 federation.model,
                 federation.objective,
                 federation.initial,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from fedrot.engines.setup import Federation
 from fedrot.model.generation import generate_batch
 from fedrot.server import ServerState
 from fedrot.tasks.dialogues import messages_of
+from fedrot.tasks.templates import Message
 from fedrot.tasks.tokens import EncodedTokens
 
 SAMPLES = "samples.json"
@@ -25,8 +28,8 @@ def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
     The prompts are those that the test split was encoded with, cut to `task.max_length`; which ones the seed decides.
 
     Returns:
-        `decoding`, `max_new_tokens`, and under `texts`, of each, the last user message, the prompt as the model saw it,
-        the expected answer and both completions.
+        `decoding`, `max_new_tokens`, and under `texts`, of each, the last user message as far as the model saw it, the
+        whole prompt, the expected answer and both completions.
     """
     config, data = federation.config, federation.test.data
     assert isinstance(data, EncodedTokens)
@@ -37,17 +40,29 @@ def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
     asked = messages_of(federation.task.test.select(picked))
     before = _completed(federation, federation.initial, [prompt for prompt, _ in parts])
     after = _completed(federation, state.adapter, [prompt for prompt, _ in parts])
+    prompts = [tokenizer.decode(prompt, skip_special_tokens=True) for prompt, _ in parts]
     texts = [
         {
-            "asked": next(said["content"] for said in reversed(messages) if said["role"] == "user"),
-            "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+            "asked": _seen(messages, seen),
+            "prompt": seen,
             "expected": tokenizer.decode(answer, skip_special_tokens=True).strip(),
             "before": first,
             "after": last,
         }
-        for messages, (prompt, answer), first, last in zip(asked, parts, before, after, strict=True)
+        for messages, seen, (_, answer), first, last in zip(asked, prompts, parts, before, after, strict=True)
     ]
     return {"decoding": "greedy", "max_new_tokens": config.output.sample_tokens, "texts": texts}
+
+
+def _seen(messages: Sequence[Message], prompt: str) -> str:
+    """The last user message, or the start or end of it that was not cut away to fit `task.max_length`."""
+    text = next(said["content"] for said in reversed(messages) if said["role"] == "user").strip()
+    sizes = range(1, len(text) + 1)
+    start = bisect_left(sizes, True, key=lambda size: text[:size] not in prompt)
+    end = bisect_left(sizes, True, key=lambda size: text[-size:] not in prompt)
+    if max(start, end) == len(text):
+        return text
+    return f"{text[:start].rstrip()} […]" if start >= end else f"[…] {text[-end:].lstrip()}"
 
 
 def _last_answer(data: EncodedTokens, row: int) -> tuple[list[int], list[int]]:

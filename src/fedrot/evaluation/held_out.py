@@ -127,10 +127,6 @@ class Plain:
             )
         self.head = TokenHead(loaded.base.module, name)
 
-    def logits(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
-        """No task of language models asks for them."""
-        raise NotImplementedError
-
     def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:  # noqa: ARG002
         """Of every token that the batch asks for."""
         return self.head.scores(batch)

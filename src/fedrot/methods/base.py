@@ -7,7 +7,7 @@ from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, overload
+from typing import ClassVar, TypeVar, overload
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from fedrot.core.alignment import SiteRotation
 from fedrot.errors import AdapterError
 from fedrot.methods.laws import Laws
 from fedrot.methods.options import check_options
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,20 +178,20 @@ class Method(ABC):
 
 
 @dataclass(frozen=True)
-class Loading(Sequence[Adapter]):
-    """Adapters made when they are asked for and kept nowhere, so that memory does not grow with their number."""
+class Loading(Sequence[T]):
+    """Adapters or updates made when they are asked for and kept nowhere: memory does not grow with their number."""
 
-    load: Callable[[int], Adapter]
+    load: Callable[[int], T]
     number: int
 
     def __len__(self) -> int:
         return self.number
 
     @overload
-    def __getitem__(self, index: int) -> Adapter: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Adapter]: ...
-    def __getitem__(self, index: int | slice) -> Adapter | list[Adapter]:
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
         if isinstance(index, slice):
             return [self.load(position) for position in range(self.number)[index]]
         return self.load(range(self.number)[index])

@@ -15,7 +15,7 @@ from fedrot.tasks.batch import Batch, Encoded
 from fedrot.tasks.encode import encode
 from fedrot.tasks.glue import extra_scores, metric_of
 from fedrot.tasks.labelled import IMAGES, TEXTS, Form, load_labelled
-from fedrot.tasks.objective import Forward, Head, Metric, Objective
+from fedrot.tasks.objective import Head, Metric, Objective, Scores
 from fedrot.tasks.own import load_held_out, load_own
 from fedrot.tasks.pixels import encode_images
 from fedrot.tasks.scores import confusion
@@ -50,11 +50,11 @@ class Labelled(Objective):
         """Every example of a batch counts alike."""
         return weight
 
-    def losses(self, model: Forward, batch: Batch, hidden: Tensor | None) -> Tensor:
+    def losses(self, model: Scores, batch: Batch, hidden: Tensor | None) -> Tensor:
         """`(k,)` cross-entropy."""
         return loss(model.logits(batch, hidden), batch.labels)
 
-    def observe(self, model: Forward, batch: Batch, hidden: Tensor | None) -> Tensor:
+    def observe(self, model: Scores, batch: Batch, hidden: Tensor | None) -> Tensor:
         """`(k, labels)` logits."""
         return model.logits(batch, hidden)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedrot.config import TaskConfig
 from fedrot.errors import DataError, nearest
+from fedrot.tasks.base import Source
 from fedrot.tasks.columns import column_values, with_columns
 
 if TYPE_CHECKING:
@@ -22,28 +23,39 @@ PAIRS = (("instruction", "output"), ("prompt", "completion"), ("prompt", "respon
 ROLES = ("system", "user", "assistant")
 
 
-def conversations(data: Dataset, config: TaskConfig, where: str, split: str) -> Dataset:
-    """The table with a column `messages` first, and those of its columns that the conversation is not made of.
+def conversations(
+    data: Dataset, config: TaskConfig, source: Source, split: str
+) -> tuple[Dataset, tuple[str, ...]]:
+    """The table with a column `messages` first, and those of its columns that the conversation is not made of; notes.
 
     Recognised are `messages`, `instruction` (and `input`) with `output`, `prompt` with `completion` or `response`,
     `question` with `answer`, and whatever `task.prompt` and `task.response` name. A conversation ends with an
     assistant's answer; `task.system` is put before those that do not begin with a system message.
 
+    A row without a prompt or a response is an error in the user's own file; in a public corpus it is dropped and
+    counted.
+
     Raises:
         DataError: no such columns, or a row without a prompt or a response (its number is named).
     """
-    row, used = _reader(data, config, where, split)
+    row, used = _reader(data, config, source.where, split)
     columns = {name: column_values(data, name) for name in used}
     texts: list[str] = []
+    kept: list[int] = []
     for number in range(len(data)):
         found = row({name: values[number] for name, values in columns.items()})
         if isinstance(found, str):
-            raise DataError(f"{where}: row {number + 1} of {split} {found}; complete or remove it")
+            if source.curated:
+                continue
+            raise DataError(f"{source.where}: row {number + 1} of {split} {found}; complete or remove it")
+        kept.append(number)
         if config.system is not None and found[0]["role"] != "system":
             found = [{"role": "system", "content": config.system}, *found]
         texts.append(json.dumps(found, ensure_ascii=False))
     others = [name for name in data.column_names if name not in used and name != MESSAGES]
-    return with_columns(data.select_columns(others), {MESSAGES: texts})
+    lost = len(data) - len(kept)
+    notes = (f"{source.where}: {lost} rows of {split} without prompt or response dropped",) if lost else ()
+    return with_columns(data.select_columns(others).select(kept), {MESSAGES: texts}), notes
 
 
 def messages_of(data: Dataset) -> list[list[dict[str, str]]]:

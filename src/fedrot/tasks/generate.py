@@ -20,7 +20,7 @@ from fedrot.tasks.dialogues import MESSAGES, conversations
 from fedrot.tasks.files import FORMATS, read_table
 from fedrot.tasks.held_out import Columns, disjoint, limited, reserved, split_off
 from fedrot.tasks.hub import load_hub
-from fedrot.tasks.objective import Forward, Head, Metric, Objective
+from fedrot.tasks.objective import Head, Metric, Objective, Speaks
 from fedrot.tasks.own import NODES, held_out_table
 
 if TYPE_CHECKING:
@@ -96,13 +96,13 @@ class Generate(Objective):
         real = (weight > 0).to(weight.dtype)
         return real / (real * counts).sum(-1, keepdim=True).clamp(min=1)
 
-    def losses(self, model: Forward, batch: Batch, hidden: Tensor | None) -> Tensor:
+    def losses(self, model: Speaks, batch: Batch, hidden: Tensor | None) -> Tensor:
         """`(n,)` sum over the example's answer tokens of their negative log-likelihood, in nats."""
         assert batch.asked is not None
         scores = model.token_scores(batch, hidden)
         return scores.loss.new_zeros(len(batch.rows)).index_add(0, batch.asked.example, scores.loss)
 
-    def observe(self, model: Forward, batch: Batch, hidden: Tensor | None) -> Tensor:
+    def observe(self, model: Speaks, batch: Batch, hidden: Tensor | None) -> Tensor:
         """`(n, 3)`: negative log-likelihood, tokens that were likeliest, tokens."""
         assert batch.asked is not None
         scores = model.token_scores(batch, hidden)
@@ -128,17 +128,22 @@ class Generate(Objective):
 
 def _splits(config: TaskConfig) -> tuple[dict[str, Dataset], tuple[str, ...]]:
     source = _read(config.data, "task.data")
-    found = {"train": source.train, "validation": source.validation, "test": source.test}
-    where, notes = dict.fromkeys(found, source.where), source.notes
+    found: dict[str, tuple[Source, Dataset | None]] = {
+        "train": (source, source.train),
+        "validation": (source, source.validation),
+        "test": (source, source.test),
+    }
+    notes = source.notes
     if config.test_data is not None:
         other = _read(config.test_data, "task.test_data")
-        found["test"] = other.train if other.test is None else other.test
-        where["test"], notes = other.where, notes + other.notes
-    return {
-        split: conversations(data, config, where[split], split)
-        for split, data in found.items()
-        if data is not None
-    }, notes
+        found["test"] = (other, other.train if other.test is None else other.test)
+        notes += other.notes
+    splits: dict[str, Dataset] = {}
+    for split, (origin, data) in found.items():
+        if data is not None:
+            splits[split], more = conversations(data, config, origin, split)
+            notes += more
+    return splits, notes
 
 
 def _read(data: str, key: str) -> Source:

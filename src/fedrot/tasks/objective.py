@@ -33,16 +33,24 @@ class Metric:
         return value if self.better == "higher" else -value
 
 
-class Forward(Protocol):
-    """What a base model that holds a stack of clients can be asked; `hidden` stands in for its frozen blocks."""
+class Scores(Protocol):
+    """A base model that scores classes, perhaps for a stack of clients; `hidden` stands in for its frozen blocks."""
 
     def logits(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
         """`(k, labels)` in float32 or better."""
         ...
 
+
+class Speaks(Protocol):
+    """A base model that scores tokens, likewise."""
+
     def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:
         """Of every token that the batch asks for, in the order of `batch.asked`."""
         ...
+
+
+class Forward(Scores, Speaks, Protocol):
+    """What any task may ask of a model; each task says which of the two it needs."""
 
 
 class Objective(ABC):
