@@ -47,7 +47,7 @@ def recipe(**federation: Any) -> dict[str, Any]:
         "partition": {"kind": "iid"},
         "method": {"name": "fedrot"},
         "train": {"local_steps": 1, "batch_size": 4, "device": "cpu", "cache_frozen": True},
-        "federation": {"clients": 50, "rounds": 6, "evaluate_every": 100, **federation},
+        "federation": {"clients": 50, "workers": 1, "rounds": 6, "evaluate_every": 100, **federation},
         "output": {"report": False},
     }
 
@@ -55,11 +55,10 @@ def recipe(**federation: Any) -> dict[str, Any]:
 @contextmanager
 def timed_training() -> Iterator[list[float]]:
     """Adds up the seconds that clients train, whichever engine asks them to."""
-    from fedrot.engines import local
-    from fedrot.engines.flower import worker
+    from fedrot.engines import training
 
     spent = [0.0]
-    original = local.train_clients
+    original = training.train_clients
 
     def timed(*args: Any) -> Any:
         start = time.perf_counter()
@@ -68,13 +67,11 @@ def timed_training() -> Iterator[list[float]]:
         finally:
             spent[0] += time.perf_counter() - start
 
-    for module in (local, worker):
-        module.train_clients = timed
+    training.train_clients = timed
     try:
         yield spent
     finally:
-        for module in (local, worker):
-            module.train_clients = original
+        training.train_clients = original
 
 
 def rounds_of(data: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:

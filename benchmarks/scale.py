@@ -83,11 +83,11 @@ def megabytes(kind: str) -> float:
 def one(clients: int, rounds: int, data: Path) -> dict[str, Any]:
     """One size, in this process."""
     from fedrot.config import parse_config
-    from fedrot.engines import local
+    from fedrot.engines import training
     from fedrot.engines.observer import Observer
     from fedrot.engines.run import run
 
-    spent, marks, original = [0.0], list[tuple[float, float]](), local.train_clients
+    spent, marks, original = [0.0], list[tuple[float, float]](), training.train_clients
 
     def timed(*arguments: Any) -> Any:
         start = time.perf_counter()
@@ -103,7 +103,7 @@ def one(clients: int, rounds: int, data: Path) -> dict[str, Any]:
         def finished(self, *_: Any) -> None:
             marks.append((time.perf_counter(), spent[0]))
 
-    local.train_clients = timed
+    training.train_clients = timed
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = run(parse_config(recipe(data, clients, rounds)), out=Path(folder) / "run", observer=Watch())

@@ -3,9 +3,9 @@
     python benchmarks/stacked.py [--threads 2] [--repeats 5] [--device auto]
 
 Ten clients (32 on a GPU), MiniLM, all six layers, rank 4, AdamW, float32 (bfloat16 on a GPU), tweets in batches of like
-length. Two baselines: `group_size = 1`, which is the same code, and an ordinary PEFT loop (a PeftModel, torch's own
-AdamW and clipping, the same batches). Repeats alternate between the rivals, so that a busy machine slows them alike;
-medians are reported, and processor time beside wall time.
+length. On a CPU also stacks beside each other, a worker for each thread. Two baselines: `group_size = 1`, which is the
+same code, and an ordinary PEFT loop (a PeftModel, torch's own AdamW and clipping, the same batches). Repeats alternate
+between the rivals, so that a busy machine slows them alike; medians are reported, and processor time beside wall time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fedrot.client import Plan, plan_group, train_group
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.setup import Federation, prepare
 from fedrot.methods import Trainable
+from fedrot.stacked import StackedModel
 
 SEED = 11
 STEPS = 4
@@ -70,17 +71,31 @@ def stacked_round(federation: Federation, size: int) -> Callable[[], None]:
 
     def run() -> None:
         for plan in groups:
-            train_group(
-                federation.model,
-                federation.objective,
-                federation.train.data,
-                federation.initial,
-                plan,
-                federation.config.train,
-                Trainable(),
-            )
+            train(federation, federation.model, plan)
 
     return run
+
+
+def side_by_side(federation: Federation, size: int) -> Callable[[], None]:
+    groups = plans(federation, size)
+
+    def run() -> None:
+        for _ in federation.crew.map(lambda model, plan, _: train(federation, model, plan), groups):
+            pass
+
+    return run
+
+
+def train(federation: Federation, model: StackedModel, plan: Plan) -> None:
+    train_group(
+        model,
+        federation.objective,
+        federation.train.data,
+        federation.initial,
+        plan,
+        federation.config.train,
+        Trainable(),
+    )
 
 
 def peft_round(federation: Federation) -> Callable[[], None]:
@@ -126,6 +141,11 @@ def measure(config: RunConfig, sizes: list[int], repeats: int) -> dict[str, Any]
     federation = prepare(config)
     clients = federation.clients
     rivals = {f"group_size {size}": stacked_round(federation, size) for size in sizes}
+    if (workers := len(federation.crew.models)) > 1:
+        half = -(-clients // workers)
+        rivals |= {
+            f"{workers} workers, group_size {size}": side_by_side(federation, size) for size in (1, half)
+        }
     rivals["plain PEFT loop"] = peft_round(federation)
     wall: dict[str, list[float]] = {name: [] for name in rivals}
     cpu: dict[str, list[float]] = {name: [] for name in rivals}

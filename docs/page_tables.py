@@ -29,14 +29,12 @@ FUTURE = "from __future__ import annotations"
 MEANINGS = {
     "seed": "Seed of the run. Everything random is derived from it.",
     "model.attention": "Attention implementation of transformers; `auto` leaves the choice to it.",
-    "model.quantization": "Only `none` in this version.",
     "lora.rank": "Rank r of every site. At most the smaller side of the smallest adapted layer.",
     "lora.alpha": "The update is `(alpha / rank) b a`.",
     "lora.dropout": "Dropout on the input of the LoRA branch while training.",
     "lora.layers": "`all`, or the last or first k blocks of each stack, such as `last:3`.",
     "lora.rslora": "Scale by `alpha / sqrt(rank)` instead.",
     "lora.train_head": "Train and average the classification head as well.",
-    "task.name": "Only `classify` in this version.",
     "task.test_data": "A separate source of test examples, named like `data`.",
     "task.text": "Column of the text.",
     "task.text_pair": "Column of the second text, for tasks of pairs.",
@@ -66,15 +64,13 @@ MEANINGS = {
     "federation.rounds": "Rounds of training and aggregation.",
     "federation.fraction": "Share of the clients that take part in a round.",
     "federation.weighting": "Weights of the mean: training examples of a client, or all alike.",
-    "federation.group_size": "Clients trained at once; `auto` chooses by memory.",
     "federation.evaluate_every": "Evaluate every so many rounds, and in the last.",
     "federation.evaluate_batch": "Examples in an evaluation batch.",
-    "engine.name": "`local` is the only engine this version runs.",
-    "engine.backend": "Without effect in this version.",
+    "engine.name": "`local`: in this process. `flower`: over Flower's messages; see [Real federations](flower.md).",
     "output.report": "Write `report.html` and the plots at the end.",
     "output.keep_checkpoints": "Newest checkpoints to keep.",
 }
-"""Meanings of keys that have no docstring in `fedrot.config`; a docstring there wins."""
+"""Meanings of keys that have no docstring in `fedrot.config`."""
 
 
 def rows(*header: str, body: list[list[str]]) -> str:
@@ -103,7 +99,8 @@ def recipe() -> str:
                 raise PluginError(
                     f"recipe key {key!r} has no meaning: give it a docstring in fedrot/config"
                 )
-            unused.discard(key)
+            if key not in docs:
+                unused.discard(key)
             body.append([f"`{key.split('.')[-1]}`", kind_of(field), default_of(field), meaning])
         title = f"## `[{name}]`" if "." in keys[0][0] else f"## `{name}`"
         text.append(f"{title}\n\n{rows('key', 'value', 'default', 'meaning', body=body)}")

@@ -364,7 +364,7 @@ def our_logits(result: RunResult, config: RunConfig) -> tuple[torch.Tensor, dict
 
     federation = prepare(config)
     data = federation.test.data
-    logits = predict(federation.model, federation.objective, result.adapter, data, batch=16)
+    logits = predict(federation.crew, federation.objective, result.adapter, data, batch=16)
     return logits, data.batch(torch.arange(len(data))).inputs
 
 

@@ -32,7 +32,7 @@ def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ours(federation: Federation, adapter: fedrot.Adapter) -> torch.Tensor:
-    return predict(federation.model, federation.objective, adapter, federation.test.data, batch=16)
+    return predict(federation.crew, federation.objective, adapter, federation.test.data, batch=16)
 
 
 def in_peft(federation: Federation, adapter: Path) -> torch.Tensor:

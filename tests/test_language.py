@@ -184,7 +184,7 @@ def test_stacked_training_equals_an_ordinary_peft_loop(spoken: Make) -> None:
 def test_perplexity_is_that_of_transformers(spoken: Make) -> None:
     federation = prepare(spoken())
     data = federation.test.data
-    observed = predict(federation.model, federation.objective, federation.initial, data, batch=7)
+    observed = predict(federation.crew, federation.objective, federation.initial, data, batch=7)
     scores = federation.objective.metrics(observed, data)
     batch = data.batch(torch.arange(len(data)))
     assert batch.asked is not None
@@ -205,10 +205,10 @@ def test_a_model_that_caps_its_scores_is_run_to_its_end(
     data = federation.test.data
     head = federation.model.token_head
     assert head is not None
-    fast = predict(federation.model, federation.objective, federation.initial, data, batch=7)
+    fast = predict(federation.crew, federation.objective, federation.initial, data, batch=7)
     head.plain = False
     torch.testing.assert_close(
-        predict(federation.model, federation.objective, federation.initial, data, batch=7),
+        predict(federation.crew, federation.objective, federation.initial, data, batch=7),
         fast,
         rtol=1e-5,
         atol=1e-5,
@@ -230,7 +230,7 @@ def test_a_run_ends_in_an_adapter_that_peft_loads(spoken: Make, tmp_path: Path) 
     assert settings["task_type"] == "CAUSAL_LM"
     federation = prepare(config)
     data = federation.test.data
-    observed = predict(federation.model, federation.objective, result.adapter, data, batch=16)
+    observed = predict(federation.crew, federation.objective, result.adapter, data, batch=16)
     federation.model.close()
     peft = PeftModel.from_pretrained(
         fedrot.load_base_for(tmp_path / "run" / "adapter"), str(tmp_path / "run" / "adapter")
@@ -247,7 +247,7 @@ def test_a_merged_model_says_the_same(spoken: Make, tmp_path: Path) -> None:
     merged = AutoModelForCausalLM.from_pretrained(export(tmp_path / "run", merge=True)).eval()
     federation = prepare(spoken())
     data = federation.test.data
-    observed = predict(federation.model, federation.objective, result.adapter, data, batch=16)
+    observed = predict(federation.crew, federation.objective, result.adapter, data, batch=16)
     torch.testing.assert_close(observed[:, 0], answer_losses(merged, data), rtol=1e-4, atol=1e-4)
 
 

@@ -163,7 +163,7 @@ def test_caching_needs_a_frozen_block(recipe: Make) -> None:
 
 def test_cache_limit_is_kept(recipe: Make) -> None:
     federation = prepare(recipe(lora__layers="last:1"))
-    cache = FrozenCache(federation.model, federation.train.data, limit_mb=0)
+    cache = FrozenCache(federation.crew, federation.train.data, limit_mb=0)
     with pytest.raises(ConfigError, match=r"cache_limit_mb = 0: .* need up to .* MB; raise the limit"):
         cache.ensure(torch.arange(3))
 
@@ -300,14 +300,12 @@ def test_a_residual_acts_like_further_directions_of_the_adapter(recipe: Make) ->
         site: Factors(torch.cat([f.a, residual[site].a]), torch.cat([f.b, residual[site].b], 1))
         for site, f in start.sites.items()
     }
-    folded = predict(
-        federation.model, federation.objective, replace(start, residual=residual), data, batch=16
-    )
+    folded = predict(federation.crew, federation.objective, replace(start, residual=residual), data, batch=16)
     torch.testing.assert_close(
-        predict(federation.model, federation.objective, replace(start, sites=wide), data, batch=16), folded
+        predict(federation.crew, federation.objective, replace(start, sites=wide), data, batch=16), folded
     )
     assert not torch.allclose(
-        predict(federation.model, federation.objective, start, data, batch=16), folded, atol=1e-3
+        predict(federation.crew, federation.objective, start, data, batch=16), folded, atol=1e-3
     )
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from fedrot.crew import Crew, Halted
 from fedrot.errors import ConfigError
 from fedrot.stacked import StackedModel
 from fedrot.tasks.batch import Batch, Encoded
@@ -22,13 +23,14 @@ class FrozenCache:
         ConfigError: nothing lies frozen below the first adapted layer, or the states would exceed `limit_mb`.
     """
 
-    def __init__(self, model: StackedModel, data: Encoded, limit_mb: int) -> None:
-        if model.prefix is None or model.prefix.depth == 0:
+    def __init__(self, crew: Crew, data: Encoded, limit_mb: int) -> None:
+        prefix = crew.lead.prefix
+        if prefix is None or prefix.depth == 0:
             raise ConfigError(
                 "train.cache_frozen = true: no frozen block lies below the first adapted layer; set lora.layers, for "
                 "instance 'last:2', or train.cache_frozen = false"
             )
-        self.model = model
+        self.crew = crew
         self.data = data
         self.limit_mb = limit_mb
         self.states: Tensor | None = None
@@ -44,15 +46,19 @@ class FrozenCache:
     def ensure(self, rows: Tensor) -> None:
         """Compute the states of those examples (`rows`, on the CPU) that are not there yet."""
         missing = self.chunk_of[rows[~self.filled[rows]]].unique()
-        for chunk in (self.chunks[i] for i in missing.tolist()):
-            batch = self.data.unpacked(chunk)
-            assert self.model.prefix is not None
-            hidden = self.model.prefix.compute(batch)
+        chunks = [self.chunks[index] for index in missing.tolist()]
+        for chunk, batch, hidden in self.crew.map(self._compute, chunks):
             if self.states is None:
                 self.states = self._reserve(hidden, batch.where.ndim)
             real = ... if batch.mask is None else batch.mask.bool()
             self.states[batch.where[real]] = hidden[real]
             self.filled[chunk] = True
+
+    def _compute(self, model: StackedModel, chunk: Tensor, halted: Halted) -> tuple[Tensor, Batch, Tensor]:
+        del halted  # soon over
+        batch = self.data.unpacked(chunk)
+        assert model.prefix is not None
+        return chunk, batch, model.prefix.compute(batch)
 
     def hidden(self, batch: Batch) -> Tensor:
         """States of a batch whose rows were ensured, `(k, length, width)`; padding holds those of real tokens."""

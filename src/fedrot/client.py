@@ -13,6 +13,7 @@ from fedrot.cache import FrozenCache
 from fedrot.config import TrainConfig
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.rng import generator
+from fedrot.errors import Interrupted
 from fedrot.methods.base import Trainable
 from fedrot.stacked import StackedModel
 from fedrot.tasks.batch import Encoded
@@ -130,6 +131,7 @@ def train_group(
     *,
     residual: Mapping[str, Factors] | None = None,
     prepare: Callable[[torch.optim.Optimizer], None] | None = None,
+    halted: Callable[[], bool] | None = None,
 ) -> Trained:
     """Train every client of `plan` from what it received, in one forward and backward pass a step.
 
@@ -147,6 +149,10 @@ def train_group(
         cache: states of the frozen blocks.
         residual: folded into the base weights of all clients alike; that of `received` unless given.
         prepare: given the optimiser before the first step.
+        halted: asked before every step whether to give up.
+
+    Raises:
+        Interrupted: `halted` said so.
     """
     group, device = len(plan.clients), data.device
     folded = received.residual if residual is None else residual
@@ -168,6 +174,8 @@ def train_group(
     finished = start.map(torch.clone) if ends else None
     total = torch.zeros(group, device=device)
     for step in range(len(plan.rows)):
+        if halted is not None and halted():
+            raise Interrupted(f"training was given up after {step} of {len(plan.rows)} local steps")
         optimizer.zero_grad(set_to_none=True)
         parts = plan.rows[step].split(config.batch_size, -1), weight[step].split(config.batch_size, -1)
         for part, (rows, shares) in enumerate(zip(*parts, strict=True)):

@@ -64,3 +64,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     listing = f"known: {', '.join(repr(c) for c in choices)}" if choices else "none are known"
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}? ({listing})" if close else listing
+
+
+class Interrupted(Exception):
+    """Work on a thread was given up because nobody waits for its result any more. No caller ever sees it."""

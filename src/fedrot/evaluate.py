@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from fedrot.cache import FrozenCache
 from fedrot.core.adapter import Adapter
+from fedrot.crew import Crew, Halted
 from fedrot.stacked import StackedModel
-from fedrot.tasks.batch import Encoded, batches_by_length
+from fedrot.tasks.batch import Batch, Encoded, batches_by_length
 from fedrot.tasks.objective import Objective
 
 
-@torch.no_grad()
 def predict(
-    model: StackedModel,
+    crew: Crew,
     objective: Objective,
     adapter: Adapter,
     data: Encoded,
@@ -25,18 +25,16 @@ def predict(
     batch: int,
     cache: FrozenCache | None = None,
 ) -> Tensor:
-    """What the task observes of every example, `(n, m)`, in the order of `data`. Leaves the model holding no client."""
-    model.load(replace(adapter, residual={}).expand(1), residual=adapter.residual)
-    rows, observed = [], []
-    for chunk in batches_by_length(data, batch):
-        if cache is not None:
-            cache.ensure(chunk)
-        inputs = data.batch(chunk)
-        observed.append(objective.observe(model, inputs, cache.hidden(inputs) if cache is not None else None))
-        rows.append(chunk)
-    model.unload()
-    order = torch.cat(rows).argsort().to(data.device)
-    return torch.cat(observed)[order]
+    """What the task observes of every example, `(n, m)`, in the order of `data`. Leaves the crew holding no client."""
+    for model in crew.models:
+        model.load(replace(adapter, residual={}).expand(1), residual=adapter.residual)
+
+    def observe(model: StackedModel, batch: Batch, hidden: Tensor | None) -> Tensor:
+        return objective.observe(model, batch, hidden)
+
+    observed = _of_every_example(crew, observe, data, batch, cache)
+    crew.unload()
+    return observed
 
 
 def expected_accuracy(recall: Tensor, counts: Tensor, weights: Sequence[float]) -> float | None:
@@ -61,17 +59,29 @@ def expected_accuracy(recall: Tensor, counts: Tensor, weights: Sequence[float]) 
     return float((each * share).sum() / share.sum()) if float(share.sum()) > 0 else None
 
 
-@torch.no_grad()
-def frozen_features(
-    model: StackedModel, data: Encoded, *, batch: int, cache: FrozenCache | None = None
-) -> Tensor:
+def frozen_features(crew: Crew, data: Encoded, *, batch: int, cache: FrozenCache | None = None) -> Tensor:
     """What the head sees of every example when no adapter is there, `(n, width)`."""
-    model.unload()
-    rows, features = [], []
-    for chunk in batches_by_length(data, batch):
-        if cache is not None:
-            cache.ensure(chunk)
-        inputs = data.batch(chunk)
-        features.append(model.features(inputs, cache.hidden(inputs) if cache is not None else None))
-        rows.append(chunk)
-    return torch.cat(features)[torch.cat(rows).argsort().to(data.device)]
+    crew.unload()
+    return _of_every_example(crew, StackedModel.features, data, batch, cache)
+
+
+def _of_every_example(
+    crew: Crew,
+    of: Callable[[StackedModel, Batch, Tensor | None], Tensor],
+    data: Encoded,
+    batch: int,
+    cache: FrozenCache | None,
+) -> Tensor:
+    """What `of` finds of a model, a batch and, if they are cached, its hidden states; in the order of `data`."""
+    if cache is not None:
+        cache.ensure(torch.arange(len(data)))
+
+    @torch.no_grad()  # of the thread it runs on
+    def work(model: StackedModel, rows: Tensor, halted: Halted) -> Tensor:
+        del halted  # soon over
+        inputs = data.batch(rows)
+        return of(model, inputs, cache.hidden(inputs) if cache is not None else None)
+
+    chunks = batches_by_length(data, batch)
+    found = torch.cat(list(crew.map(work, chunks)))
+    return found[torch.cat(chunks).argsort().to(data.device)]

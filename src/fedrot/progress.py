@@ -63,7 +63,7 @@ class Display(Observer):
             f"{config.method.name} on {federation.task.name}: {federation.clients} clients, "
             f"{federation.training_examples} training and {len(federation.test.data)} test examples, "
             f"{len(federation.initial.sites)} sites, {adapter:,} adapter{and_head} parameters, "
-            f"{federation.group_size} clients at a time on {federation.base.device}",
+            f"{_together(federation)} on {federation.base.device}",
             soft_wrap=True,
         )
         if floor is not None:
@@ -170,3 +170,9 @@ class PlainDisplay(Display):
 def make_observer(out: Console, err: Console) -> Display:
     """A live display on a terminal, plain lines elsewhere."""
     return LiveDisplay(out, err) if out.is_terminal else PlainDisplay(out, err)
+
+
+def _together(federation: Federation) -> str:
+    """How many clients train at once."""
+    stacks, each = len(federation.crew.models), federation.group_size
+    return f"{stacks} times {each} clients at a time" if stacks > 1 else f"{each} clients at a time"

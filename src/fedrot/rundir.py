@@ -48,7 +48,7 @@ class RunDirectory:
     def reopen(cls, path: str | Path, config: RunConfig | None) -> tuple[RunDirectory, RunConfig]:
         """Continue a run with its own recipe; `config` (None: not given) must agree with it.
 
-        The number of rounds may grow. `group_size = "auto"` stands for what the run resolved it to.
+        The number of rounds may grow. `auto` group size and workers stand for what the run resolved them to.
 
         Raises:
             OutputError: no run there, or a recipe that differs (each difference is shown).
@@ -61,7 +61,8 @@ class RunDirectory:
         stored = load_config(run.config)
         if config is None:
             return run, stored
-        ignored = [*RESUMABLE, *(["federation.group_size"] if config.federation.group_size == "auto" else [])]
+        chosen = [key for key in ("group_size", "workers") if getattr(config.federation, key) == "auto"]
+        ignored = [*RESUMABLE, *(f"federation.{key}" for key in chosen)]
         if changed := differences(stored, config, ignored):
             listing = "\n  ".join(changed)
             raise OutputError(
@@ -71,9 +72,9 @@ class RunDirectory:
         federation = stored.federation.model_copy(update={"rounds": config.federation.rounds})
         return run, stored.model_copy(update={"federation": federation, "output": config.output})
 
-    def resolve(self, config: RunConfig, group_size: int) -> RunConfig:
+    def resolve(self, config: RunConfig, group_size: int, workers: int) -> RunConfig:
         """Write down what `auto` came to, so that a resumed run trains in the same groups, and the rounds asked for."""
-        federation = config.federation.model_copy(update={"group_size": group_size})
+        federation = config.federation.model_copy(update={"group_size": group_size, "workers": workers})
         resolved = config.model_copy(update={"federation": federation})
         write_whole(self.config, resolved.to_toml())
         return resolved

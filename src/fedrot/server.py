@@ -74,11 +74,15 @@ class Step:
     """Share of the residual's norm that was cut off to keep its rank bounded."""
 
 
+def cohort_size(clients: int, fraction: float) -> int:
+    """Clients of a round, `ceil(fraction * clients)`."""
+    return max(1, math.ceil(fraction * clients - 1e-9))
+
+
 def choose_clients(seed: int, round: int, clients: int, fraction: float) -> tuple[int, ...]:
-    """The clients of a round, in ascending order: `ceil(fraction * clients)` of them, drawn without replacement."""
-    count = max(1, math.ceil(fraction * clients - 1e-9))
+    """The `cohort_size` clients of a round, in ascending order, drawn without replacement."""
     order = torch.randperm(clients, generator=generator(seed, "participation", round))
-    return tuple(sorted(order[:count].tolist()))
+    return tuple(sorted(order[: cohort_size(clients, fraction)].tolist()))
 
 
 def aggregate(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import fedrot
 from fedrot.config import RunConfig
-from fedrot.engines.flower import worker
+from fedrot.engines import training
 from fedrot.engines.flower.secagg.wire import STEP
 from fedrot.engines.flower.worker import Worker
 from fedrot.engines.observer import Observer
@@ -218,7 +218,7 @@ def test_a_round_with_too_few_clients_left_counts_as_one_that_nobody_reported_in
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, *clients: int) -> None:
     """Clients whose training ends with a number that is none."""
-    train = worker.train_clients
+    train = training.train_clients
 
     def trained(*args: Any) -> Group:
         group = train(*args)
@@ -227,7 +227,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, *clients: int) -> None:
                 next(iter(group.upload.adapter.sites.values())).a[place, 0, 0] = float("nan")
         return group
 
-    monkeypatch.setattr(worker, "train_clients", trained)
+    monkeypatch.setattr(training, "train_clients", trained)
 
 
 def test_a_client_with_numbers_that_are_not_finite_does_not_take_part(

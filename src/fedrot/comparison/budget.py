@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedrot.client import Plan, plan_group, train_group
+from fedrot.client import Plan, Trained, plan_group, train_group
 from fedrot.comparison.design import Design
 from fedrot.comparison.run import expected_cells, remaining_cells
 from fedrot.comparison.store import Store
-from fedrot.config import RunConfig
+from fedrot.config import RunConfig, TrainConfig
+from fedrot.crew import Halted
 from fedrot.engines.local import in_process
 from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import run_round
@@ -23,6 +24,7 @@ from fedrot.engines.setup import Federation, Split, prepare
 from fedrot.engines.shared import frozen_key
 from fedrot.evaluate import predict
 from fedrot.server import ServerState, choose_clients
+from fedrot.stacked import StackedModel
 
 STEPS = 3
 """Local steps timed, after one to warm up."""
@@ -176,7 +178,7 @@ def _time_evaluation(federation: Federation, filling: _Filling) -> float:
         start = time.perf_counter()
         for split in splits:
             predict(
-                federation.model,
+                federation.crew,
                 federation.objective,
                 federation.initial,
                 split.data,
@@ -198,26 +200,34 @@ def _plan(federation: Federation, clients: Sequence[int], steps: int | None) -> 
 
 
 def _time_steps(federation: Federation, filling: _Filling) -> tuple[float, float]:
-    """Seconds of one client's local step in a group, and the mean number of steps of a client in a round."""
-    config = federation.config
+    """Seconds of a client's local step while all workers train, and the mean number of steps of a client in a round."""
+    config, crew, size = federation.config, federation.crew, federation.group_size
     chosen = choose_clients(config.seed, 1, federation.clients, config.federation.fraction)
-    group, seconds = chosen[: federation.group_size], 0.0
+    timed, seconds = chosen[: size * len(crew.models)], 0.0
     for count in (1, STEPS):
-        plan = _plan(federation, group, count)
-        filling.rows(federation.train, plan.rows)
+        plans = [_plan(federation, timed[at : at + size], count) for at in range(0, len(timed), size)]
+        for plan in plans:
+            filling.rows(federation.train, plan.rows)
         settings = config.train.model_copy(update={"local_steps": count, "local_epochs": None})
-        trainable = federation.method.trainable(1)
+
+        def train(
+            model: StackedModel, plan: Plan, halted: Halted, settings: TrainConfig = settings
+        ) -> Trained:
+            return train_group(
+                model,
+                federation.objective,
+                federation.train.data,
+                federation.initial,
+                plan,
+                settings,
+                federation.method.trainable(1),
+                federation.train.cache,
+                halted=halted,
+            )
+
         start = time.perf_counter()
-        train_group(
-            federation.model,
-            federation.objective,
-            federation.train.data,
-            federation.initial,
-            plan,
-            settings,
-            trainable,
-            federation.train.cache,
-        )
-        federation.model.unload()
+        for _ in crew.map(train, plans):
+            pass
         seconds = time.perf_counter() - start
-    return seconds / (STEPS * len(group)), float(_plan(federation, chosen, None).steps.float().mean())
+        crew.unload()
+    return seconds / (STEPS * len(timed)), float(_plan(federation, chosen, None).steps.float().mean())

@@ -216,6 +216,9 @@ class FederationConfig(Section):
     """A stale client's weight is multiplied by this once per round of lag."""
     weighting: Literal["samples", "uniform"] = "samples"
     group_size: int | Literal["auto"] = "auto"
+    """Clients that train in one stack; `auto` goes by the caches of a CPU, or by the free memory of a GPU."""
+    workers: int | Literal["auto"] = "auto"
+    """Groups that train beside each other on a CPU, each on its share of the threads; 1 where a GPU trains."""
     evaluate_every: int = Field(default=1, gt=0)
     evaluate_batch: int = Field(default=64, gt=0)
     upload_frame: Literal["own", "svd", "random"] = "own"
@@ -223,9 +226,11 @@ class FederationConfig(Section):
     those of its singular value decomposition or randomly rotated ones. Only for methods that send both factors."""
 
     @model_validator(mode="after")
-    def _positive_group(self) -> FederationConfig:
-        if isinstance(self.group_size, int) and self.group_size < 1:
-            raise ValueError("group_size: expected a positive integer or 'auto'")
+    def _positive(self) -> FederationConfig:
+        for key in ("group_size", "workers"):
+            value = getattr(self, key)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{key}: expected a positive integer or 'auto'")
         return self
 
 

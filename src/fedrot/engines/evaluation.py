@@ -69,9 +69,7 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
 
 def _observed(federation: Federation, adapter: Adapter, split: Split) -> Tensor:
     batch = federation.config.federation.evaluate_batch
-    return predict(
-        federation.model, federation.objective, adapter, split.data, batch=batch, cache=split.cache
-    )
+    return predict(federation.crew, federation.objective, adapter, split.data, batch=batch, cache=split.cache)
 
 
 def _own(federation: Federation, state: ServerState, client: int) -> Adapter:

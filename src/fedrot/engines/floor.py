@@ -25,7 +25,7 @@ def floors(federation: Federation) -> dict[str, Any]:
     """
     batch = federation.config.federation.evaluate_batch
     features = {
-        name: frozen_features(federation.model, split.data, batch=batch, cache=split.cache)
+        name: frozen_features(federation.crew, split.data, batch=batch, cache=split.cache)
         for name, split in federation.splits.items()
     }
     labels = {name: split.data.labels for name, split in federation.splits.items()}

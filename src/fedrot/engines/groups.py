@@ -1,13 +1,18 @@
-"""How many clients to train at once."""
+"""How many clients to train at once: in one stack, and in how many stacks beside each other."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from fedrot.client import plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
+from fedrot.crew import Crew
+from fedrot.errors import ConfigError
 from fedrot.methods.base import Trainable
+from fedrot.server import cohort_size
 from fedrot.stacked import StackedModel
 from fedrot.tasks.batch import Encoded
 from fedrot.tasks.objective import Objective
@@ -17,10 +22,34 @@ CPU_EXAMPLES = 40
 (benchmarks/stacked.py)."""
 
 
+MOST_WORKERS = 8
+"""Beyond, `auto` gives each more threads instead: all of them share one interpreter."""
+
+
+def choose_workers(config: RunConfig, device: torch.device) -> int:
+    """The recipe's `workers`, or for `auto` one for each of torch's threads on a CPU, as long as there are clients.
+
+    Raises:
+        ConfigError: more than one on a GPU, which one stack fills.
+    """
+    asked, clients = config.federation.workers, config.federation.clients
+    if asked != "auto":
+        if asked > 1 and device.type == "cuda":
+            raise ConfigError(
+                f"federation.workers = {asked}: one stack of clients keeps a GPU at work; set 1 or 'auto', and "
+                "federation.group_size for how many clients it holds"
+            )
+        return asked
+    if device.type == "cuda" or config.engine.name != "local":
+        return 1
+    chosen = MOST_WORKERS if clients is None else cohort_size(clients, config.federation.fraction)
+    return min(torch.get_num_threads(), chosen, MOST_WORKERS)
+
+
 def choose_group_size(
     config: RunConfig,
     clients: int,
-    model: StackedModel,
+    crew: Crew,
     objective: Objective,
     initial: Adapter,
     data: Encoded,
@@ -29,9 +58,22 @@ def choose_group_size(
     asked = config.federation.group_size
     if asked != "auto":
         return min(asked, clients)
-    if data.device.type != "cuda":
-        return min(clients, max(1, CPU_EXAMPLES // config.train.batch_size))
-    return min(clients, _fits_memory(config, model, objective, initial, data))
+    if data.device.type == "cuda":
+        return min(clients, _fits_memory(config, crew.lead, objective, initial, data))
+    return group_on_cpu(config, clients, len(crew.models))
+
+
+def group_on_cpu(config: RunConfig, clients: int, workers: int) -> int:
+    """What `auto` is on a CPU whose workers train beside each other.
+
+    The clients of a round are dealt to as few groups of like size as keep every worker busy to the end.
+    """
+    most = max(1, CPU_EXAMPLES // config.train.batch_size)
+    if workers == 1:
+        return min(clients, most)
+    chosen = cohort_size(clients, config.federation.fraction)
+    turns = math.ceil(chosen / (most * workers))
+    return math.ceil(chosen / (turns * workers))
 
 
 def _fits_memory(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fedrot.config import RunConfig
+from fedrot.core.adapter import Adapter
 from fedrot.engines.observer import Observer
 from fedrot.engines.round import Round
 from fedrot.engines.rounds import RunResult, Train, run_rounds
 from fedrot.engines.setup import Federation, check_data_is_here, prepare
 from fedrot.engines.shared import Shared
-from fedrot.engines.training import Clients, Task, groups, train_clients
+from fedrot.engines.training import Clients, Task, train_all
 from fedrot.participation import cohorts
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState, starts
@@ -53,11 +54,19 @@ def in_process(federation: Federation, observer: Observer) -> Train:
             # A stale update is aligned to what its fellows hold now, not to what it was computed from.
             reference = state.broadcast(0 if cohort.lag else federation.method.reference_lag)
             discount = federation.config.federation.stale_weight**cohort.lag
-            for clients in groups(members, cohort.clients):
-                start = starts(received, state.personal, clients, cohort.rank)
-                group = train_clients(members, Task(round.number, clients, received, start, reference))
-                weights = [federation.weight(client) * discount for client in clients]
-                round.add(group.trained, start, group.upload, weights, sum(group.steps))
+
+            def task_of(
+                clients: tuple[int, ...],
+                received: Adapter = received,
+                reference: Adapter = reference,
+                rank: int | None = cohort.rank,
+            ) -> Task:
+                start = starts(received, state.personal, clients, rank)
+                return Task(round.number, clients, received, start, reference)
+
+            for task, group in train_all(members, round.number, cohort.clients, task_of):
+                weights = [federation.weight(client) * discount for client in task.clients]
+                round.add(group.trained, task.start, group.upload, weights, sum(group.steps))
                 observer.trained(round.number, round.count, len(round.participation.reporting))
 
     return train

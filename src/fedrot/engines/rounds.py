@@ -64,7 +64,7 @@ def run_rounds(
     for note in federation.notes:
         observer.note(note)
     checkpoint = load_checkpoint(run.checkpoint) if resume else None
-    run.resolve(config, federation.group_size)
+    run.resolve(config, federation.group_size, len(federation.crew.models))
     observer.opened(run.path)
     state, records = _start(federation, run, checkpoint, observer)
     if config.output.probe:
@@ -132,6 +132,6 @@ def run_round(federation: Federation, state: ServerState, train: Train) -> tuple
     record = {"round": number, **record, **spent(federation, number)}
     if number % config.federation.evaluate_every == 0 or number == config.federation.rounds:
         record |= evaluate_state(federation, after)
-    federation.model.unload()
+    federation.crew.unload()
     record |= {"training_seconds": training, "seconds": time.perf_counter() - started}
     return after, record

@@ -13,8 +13,9 @@ from torch import Tensor
 from fedrot.cache import FrozenCache
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
+from fedrot.crew import Crew
 from fedrot.engines import compat
-from fedrot.engines.groups import choose_group_size
+from fedrot.engines.groups import choose_group_size, choose_workers
 from fedrot.engines.secure import check_secure
 from fedrot.engines.shared import Shared, base_key, frozen_key, task_key
 from fedrot.errors import ConfigError, ModelError
@@ -52,7 +53,7 @@ class Federation:
     partition: Partition
     method: Method
     base: BaseModel
-    model: StackedModel
+    crew: Crew
     initial: Adapter
     train: Split
     validation: Split | None
@@ -69,6 +70,11 @@ class Federation:
     def clients(self) -> int:
         """How many clients the training data was dealt to."""
         return len(self.partition.rows)
+
+    @property
+    def model(self) -> StackedModel:
+        """The one that evaluates, and trains where nobody else does."""
+        return self.crew.lead
 
     @property
     def full(self) -> bool:
@@ -188,12 +194,12 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         shares,
         method,
         parts.base,
-        parts.model,
+        parts.crew,
         parts.initial,
         train,
         parts.split("validation", task.validation) if task.validation is not None else None,
         parts.split("test", task.test),
-        choose_group_size(config, len(shares.rows), parts.model, goal, parts.initial, train.data),
+        choose_group_size(config, len(shares.rows), parts.crew, goal, parts.initial, train.data),
         ranks,
         further={name: parts.split(name, data) for name, data in task.further.items()},
     )
@@ -205,7 +211,7 @@ class Parts:
 
     config: RunConfig
     base: BaseModel
-    model: StackedModel
+    crew: Crew
     initial: Adapter
     shared: Shared
 
@@ -223,9 +229,9 @@ class Parts:
         encoded = goal.encode(data, self.base.processor).to(self.base.device)
         if not config.train.cache_frozen:
             return Split(encoded)
-        cache = FrozenCache(self.model, encoded, config.train.cache_limit_mb)
+        cache = FrozenCache(self.crew, encoded, config.train.cache_limit_mb)
         if name == "train":
-            _check_cache(self.model, goal, self.initial, encoded, cache)
+            _check_cache(self.crew.lead, goal, self.initial, encoded, cache)
         return Split(encoded, cache)
 
 
@@ -240,7 +246,8 @@ def assemble(config: RunConfig, labels: Sequence[str], shared: Shared) -> Parts:
     initial = initial_adapter(base, config.lora, config.seed)
     if config.model.adapter is not None:
         initial = load_peft(config.model.adapter, base, config.lora)
-    return Parts(config, base, StackedModel(base, initial, dropout=config.lora.dropout), initial, shared)
+    crew = Crew.of(base, initial, choose_workers(config, device), dropout=config.lora.dropout)
+    return Parts(config, base, crew, initial, shared)
 
 
 def check_data_is_here(config: RunConfig) -> None:

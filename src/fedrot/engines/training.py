@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from fedrot.client import Trained, plan_group, train_group
+from fedrot.client import Plan, Trained, plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.core.frames import reframe
+from fedrot.crew import Crew, Halted
 from fedrot.engines import compat
 from fedrot.engines.private import protected
 from fedrot.engines.setup import Federation, Split
@@ -26,7 +28,7 @@ class Clients:
 
     config: RunConfig
     method: Method
-    model: StackedModel
+    crew: Crew
     objective: Objective
     train: Split
     rows: Mapping[int, Tensor]
@@ -40,7 +42,7 @@ class Clients:
         return cls(
             federation.config,
             federation.method,
-            federation.model,
+            federation.crew,
             federation.objective,
             federation.train,
             rows,
@@ -81,15 +83,38 @@ def groups(members: Clients, clients: Sequence[int]) -> Iterator[tuple[int, ...]
         yield tuple(ordered[start : start + members.group_size])
 
 
-def train_clients(members: Clients, task: Task) -> Group:
+def train_all(
+    members: Clients, number: int, clients: Sequence[int], task_of: Callable[[tuple[int, ...]], Task]
+) -> Iterator[tuple[Task, Group]]:
+    """Train clients of one rank and one lag, as many stacks beside each other as the crew has models.
+
+    Args:
+        members: to whom they belong.
+        number: of the round.
+        clients: to train.
+        task_of: makes the task of clients that train together; called when their turn is near.
+
+    Returns:
+        Tasks and what came of them, in the order of `groups`.
+    """
+    together, cache = list(groups(members, clients)), members.train.cache
+    if cache is not None and len(members.crew.models) > 1 and not bool(cache.filled.all()):
+        # All models fill it, so before they have other work.
+        cache.ensure(torch.cat([_plan(members, group, number).rows.flatten() for group in together]))
+
+    def train(model: StackedModel, task: Task, halted: Halted) -> tuple[Task, Group]:
+        return task, train_clients(members, task, model, halted)
+
+    return members.crew.map(train, map(task_of, together))
+
+
+def train_clients(members: Clients, task: Task, model: StackedModel, halted: Halted | None = None) -> Group:
     """Train the clients of a task in one stack, let the method prepare their uploads, and make those private."""
     config, method, train = members.config, members.method, members.train
     settings, start = compat.train_settings(config), compat.starting(config, task.start)
-    rows = [members.rows[client] for client in task.clients]
-    lengths = train.data.lengths if config.train.bucket else None
-    plan = plan_group(task.clients, rows, settings, seed=config.seed, round=task.round, lengths=lengths)
+    plan = _plan(members, task.clients, task.round)
     trained = train_group(
-        members.model,
+        model,
         members.objective,
         train.data,
         start,
@@ -99,6 +124,7 @@ def train_clients(members: Clients, task: Task) -> Group:
         train.cache,
         residual=task.received.residual,
         prepare=compat.keep_half if "half_weights" in compat.flags(config) else None,
+        halted=halted,
     )
     frame = config.federation.upload_frame
     turned = reframe(trained.adapter, frame, config.seed, task.round, trained.clients)
@@ -112,3 +138,10 @@ def train_clients(members: Clients, task: Task) -> Group:
     )
     upload = protected(config, method, upload, task.received, task.round, trained.clients)
     return Group(trained, start, upload, tuple(plan.steps.tolist()))
+
+
+def _plan(members: Clients, clients: Sequence[int], number: int) -> Plan:
+    config, rows = members.config, [members.rows[client] for client in clients]
+    lengths = members.train.data.lengths if config.train.bucket else None
+    settings = compat.train_settings(config)
+    return plan_group(clients, rows, settings, seed=config.seed, round=number, lengths=lengths)

@@ -6,15 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fedrot.config import RunConfig
 from fedrot.engines.compat import method_of
-from fedrot.engines.groups import CPU_EXAMPLES
+from fedrot.engines.groups import choose_workers, group_on_cpu
 from fedrot.errors import ConfigError
 from fedrot.estimate.devices import Device
 from fedrot.estimate.memory import Memory, group_that_fits, memory, trained_numbers
 from fedrot.estimate.shape import Shape, shape_of
 from fedrot.estimate.wire import Bytes, messages
 from fedrot.estimate.work import Work, work
+from fedrot.server import cohort_size
 
 SIZES = {
     "glue:cola": (8551, 1043, 2),
@@ -75,7 +78,7 @@ def forecast(config: RunConfig, devices: Sequence[Device]) -> Forecast:
     if clients is None:
         raise ConfigError("federation.clients: missing; the estimate needs the number of clients")
     method = method_of(config)
-    chosen = max(1, math.ceil(config.federation.fraction * clients - 1e-9))
+    chosen = cohort_size(clients, config.federation.fraction)
     notes: list[str] = [f"every text is taken to have task.max_length = {config.task.max_length} tokens"]
     train, evaluated, outputs = _examples(config, notes)
     shape = shape_of(config, len(config.task.labels or ()) or outputs)
@@ -89,24 +92,24 @@ def forecast(config: RunConfig, devices: Sequence[Device]) -> Forecast:
         memory(config, shape, 1, chosen=chosen),
         done,
         messages(config, shape, method, chosen),
-        tuple(_on(device, config, shape, chosen, done) for device in devices),
+        tuple(_on(device, config, shape, clients, chosen, done) for device in devices),
         tuple(notes),
     )
 
 
-def _on(device: Device, config: RunConfig, shape: Shape, clients: int, done: Work) -> OnDevice:
-    asked = config.federation.group_size
-    kind = "cpu" if device.measured else "cuda"
+def _on(device: Device, config: RunConfig, shape: Shape, clients: int, chosen: int, done: Work) -> OnDevice:
+    asked, kind = config.federation.group_size, "cpu" if device.measured else "cuda"
+    workers = choose_workers(config, torch.device("cpu")) if device.measured else 1
     if asked != "auto":
-        group = min(asked, clients)
-        needed = memory(config, shape, group, device=kind, chosen=clients)
+        group = min(asked, chosen)
+        needed = memory(config, shape, min(group * workers, chosen), device=kind, chosen=chosen)
         group = group if needed.total <= device.memory else 0
     elif device.measured:
-        group = min(clients, max(1, CPU_EXAMPLES // config.train.batch_size))
-        needed = memory(config, shape, group, device=kind, chosen=clients)
+        group = min(chosen, group_on_cpu(config, clients, workers))
+        needed = memory(config, shape, min(group * workers, chosen), device=kind, chosen=chosen)
     else:
-        group = group_that_fits(config, shape, device.memory, clients)
-        needed = memory(config, shape, max(group, 1), device=kind, chosen=clients)
+        group = group_that_fits(config, shape, device.memory, chosen)
+        needed = memory(config, shape, max(group, 1), device=kind, chosen=chosen)
     return OnDevice(device, group, needed, done.hours(device, config))
 
 

@@ -93,10 +93,10 @@ def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], sha
     members = Clients(
         config,
         build(config.method.name, config.method.options, config.seed),
-        parts.model,
+        parts.crew,
         goal,
         train,
         rows,
-        choose_group_size(config, len(rows), parts.model, goal, parts.initial, train.data),
+        choose_group_size(config, len(rows), parts.crew, goal, parts.initial, train.data),
     )
     return Local(members, parts.initial, fingerprint(parts.base), parts.base.device)

@@ -37,7 +37,7 @@ from fedrot.engines.flower.secagg.parties import Parties, Share
 from fedrot.engines.flower.secagg.wire import SECURE, unpack_rules
 from fedrot.engines.flower.versions import version
 from fedrot.engines.shared import Shared
-from fedrot.engines.training import Group, Task, groups, train_clients
+from fedrot.engines.training import Group, Task, train_all
 from fedrot.errors import AdapterError, ConfigError, ModelError, SecureAggregationError
 from fedrot.privacy import check_secret
 from fedrot.server import bare
@@ -135,9 +135,12 @@ class Worker:
             )
         self._budget.spend(order.clients, local.clients.config.privacy)
         reply, hidden = RecordDict(), dict[int, Share | str]()
-        for clients in groups(local.clients, order.clients):
-            task = Task(order.round, clients, received, bare(received), aligned_to)
-            for sends in _sends(train_clients(local.clients, task), local, order.round):
+
+        def task_of(clients: tuple[int, ...]) -> Task:
+            return Task(order.round, clients, received, bare(received), aligned_to)
+
+        for _, group in train_all(local.clients, order.round, order.clients, task_of):
+            for sends in _sends(group, local, order.round):
                 if sends.told is not None:
                     reply[metrics_name(sends.client)] = pack_told(sends.told)
                 if rules is None:
@@ -146,7 +149,7 @@ class Worker:
                     hidden[sends.client] = _share(sends, local)
         if rules is not None:
             self._parties.join(reply, rules.session(order.round), hidden)
-        local.clients.model.unload()
+        local.clients.crew.unload()
         return reply
 
     def _examples(self, local: Local, recipe: RunConfig) -> list[int]:
@@ -173,7 +176,7 @@ class Worker:
             self._held = _Held((recipe, labels), digest, self._held.local)
             return self._held.local
         if self._held is not None:
-            self._held.local.clients.model.close()
+            self._held.local.clients.crew.lead.close()
             self._held = None
         local = self._given
         if local is None or recipe_digest(local.clients.config) != recipe_digest(config):
