@@ -26,7 +26,9 @@ class Contender:
 
 CONTENDERS = {
     "fedrot": Contender("fedrot, stacked", "ours.py"),
-    "fedrot-one": Contender("fedrot, one client at a time", "ours.py", ("federation.group_size=1",)),
+    "fedrot-one": Contender(
+        "fedrot, one client at a time", "ours.py", ("federation.group_size=1", "federation.workers=1")
+    ),
     "fedrot-plain": Contender(
         "fedrot, stacked, ordinary batches, no cache",
         "ours.py",

@@ -218,6 +218,35 @@ def test_two_runs_at_once_do_not_disturb_each_other_and_workers_stay_warm(runs: 
     assert [runs.supervised(node) for node in (0, 1)] == before
 
 
+def test_secure_aggregation_over_processes_gives_the_mean_of_the_plain_run(runs: Runs):
+    alike = ["federation.rounds=1", "train.optimizer=sgd"]
+    both = [
+        runs.run(*alike, out="in-the-clear"),
+        runs.run(*alike, "privacy.secure_aggregation=true", out="masked"),
+    ]
+    assert [process.wait() for process in both] == [0, 0], both[0].said + both[1].said
+    clear, masked = (
+        load_file(runs.root / out / "adapter" / "adapter_model.safetensors")
+        for out in ("in-the-clear", "masked")
+    )
+    bound = runs.last("masked")["secure_rounding"]
+    assert 0 < bound < 1e-5
+    assert runs.last("masked")["client_ids"] == [0, 1, 2, 3]
+    for key, tensor in clear.items():
+        assert float((masked[key] - tensor).abs().max()) <= bound + 2.0**-21 * float(tensor.abs().max())
+
+
+def test_a_node_that_dies_under_masks_costs_a_round_and_no_more(runs: Runs):
+    """Two of four clients are fewer than `privacy.secure_threshold` asks for: nothing of them may be unmasked."""
+    with runs.long("masked-loss", "engine.deadline=6", "privacy.secure_aggregation=true"):
+        seen = len(runs.records("masked-loss"))
+        os.kill(runs.frozen(0), signal.SIGKILL)
+        eventually(lambda: any(record["clients"] == 0 for record in runs.records("masked-loss")[seen:]))
+        eventually(lambda: runs.last("masked-loss")["clients"] == 4)
+    numbers = [record["round"] for record in runs.records("masked-loss")]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
 def test_an_error_of_the_recipe_on_the_server_has_its_own_exit_code_and_words(runs: Runs):
     process = runs.run("task.data=/nowhere/texts.csv", out="wrong-data")
     assert process.wait() == 3

@@ -61,13 +61,22 @@ def _ranks(adapter: Adapter) -> list[int]:
     return [f.rank for f in adapter.sites.values()]
 
 
-@torch.no_grad()
 def lowers_error(clients: Sequence[Adapter], weights: Sequence[float], rotation: SiteRotation) -> Tensor:
     """At which sites rotating lowers the error of averaging factors: booleans `(S,)`."""
-    better: list[Tensor] = []
+    plain, turned = relative_errors(clients, weights, rotation)
+    return turned < plain
+
+
+@torch.no_grad()
+def relative_errors(
+    clients: Sequence[Adapter], weights: Sequence[float], rotation: SiteRotation
+) -> tuple[Tensor, Tensor]:
+    """Relative errors of averaging factors at every site, `(S,)` in float64: as they are, and rotated."""
+    plain: list[Tensor] = []
+    turned: list[Tensor] = []
     for site, matrix in zip(rotation.sites, rotation.matrix.double().unbind(), strict=True):
         a, b = (torch.stack([getattr(c.sites[site], factor) for c in clients]).double() for factor in "ab")
         turn = matrix[..., : a.shape[-2], : a.shape[-2]]
-        plain = aggregation_error(a, b, weights).absolute
-        better.append(aggregation_error(turn.mT @ a, b @ turn, weights).absolute < plain)
-    return torch.stack(better)
+        plain.append(aggregation_error(a, b, weights).relative)
+        turned.append(aggregation_error(turn.mT @ a, b @ turn, weights).relative)
+    return torch.stack(plain), torch.stack(turned)

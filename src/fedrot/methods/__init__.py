@@ -15,6 +15,7 @@ from fedrot.methods import (
     hetlora,
     lora_fair,
     random_rotation,
+    refit_or_mean,
     rescale,
     rolora,
 )
@@ -38,6 +39,7 @@ CATALOGUE = (
     hetlora,
     lora_fair,
     random_rotation,
+    refit_or_mean,
     rescale,
     rolora,
 )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, final
 
 import torch
-from torch import Tensor
 
-from fedrot.core.adapter import Adapter, Factors, weighted_mean
-from fedrot.core.lowrank import norm
-from fedrot.core.products import right_products
+from fedrot.core.adapter import Adapter
+from fedrot.core.consensus import consensus, relative_errors, rotated_mean
 from fedrot.core.refit import refit
-from fedrot.methods.base import Method, MethodState, Update
+from fedrot.methods.base import Method, MethodState, Update, in_order
 from fedrot.methods.options import Between
 from fedrot.methods.registry import method
 
@@ -22,44 +20,44 @@ from fedrot.methods.registry import method
 @method("auto", exact=False, secure_aggregation=False, mixed_ranks=True, factor_mean=False)
 @dataclass(frozen=True, kw_only=True)
 class Auto(Method):
-    """The factors received, refitted to the mean of the products; at each site the plain means where they are nearer.
+    """The mean of the factors, put into one frame where that helps, and refitted where much would still be lost.
 
-    Clients do nothing; the server takes `core.refit` from the adapter it sent, so that the result does not depend
-    on the frames of the clients' factors, keeps the frame of the round before, and needs no singular value
-    decomposition. At a site where `mean(b) mean(a)` is nearer to `W = sum p_i b_i a_i`, that is broadcast: the
-    error is never above FedIT's. Limits: the server must see every upload (with secure aggregation take `fedrot`);
-    a rank below that of the mean update loses something, which `fedex` does not.
+    Clients do nothing. The server turns their factors onto their common mean (`core.consensus`, reflections
+    allowed) and keeps a site's rotations only if they lower its aggregation error. Where clients' frames agree, and
+    from shared factors they do to first order, that is FedIT; where they do not, what averaging loses to frames is
+    won back. A site whose mean still misses the mean update `W = sum p_i b_i a_i` by more than `tolerance` of its
+    norm is fitted to `W` from there (`core.refit`), which never raises the error. Limits: the server must see every
+    upload (with secure aggregation take `fedrot`); a rank below that of `W` loses something, which `fedex` does not.
 
     Attributes:
+        tolerance: relative aggregation error of a site beyond which it is refitted.
+        sweeps: of the consensus.
         steps: of the refit.
     """
 
+    tolerance: Annotated[float, Between(0, 1)] = 0.5
+    sweeps: Annotated[int, Between(1, 100)] = 5
     steps: Annotated[int, Between(1, 100)] = 1
 
     @torch.no_grad()
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
     ) -> tuple[Adapter, MethodState]:
-        """Whichever of the refit and the mean is nearer, site by site; the mean of the heads."""
+        """The guarded consensus, refitted at the sites that it leaves too far off; the mean of the heads."""
         del round
         adapters, weights = self.gather(updates, received)
-        mean = weighted_mean(adapters, weights)
-        fitted = refit(adapters, weights, replace(received, head=mean.head), self.steps)
-        of_mean, of_fitted = (_excess(adapters, weights, choice.sites) for choice in (mean, fitted))
-        nearer = torch.stack([of_mean[site] < of_fitted[site] for site in mean.sites]).cpu()  # one transfer
-        plain = [site for site, better in zip(mean.sites, nearer.unbind(), strict=True) if better]
-        sites = dict(fitted.sites) | {site: mean.sites[site] for site in plain}
-        numbers = dict(state.numbers) | {"sites_at_mean": float(len(plain))}
-        return replace(fitted, sites=sites), MethodState(state.tensors, numbers)
+        own = [update.adapter for update in in_order(updates)]
+        rotation = consensus(own, weights, received, self.sweeps, group="orthogonal")
+        plain, turned = relative_errors(adapters, weights, rotation)
+        rotation = rotation.only((turned < plain)[:, None])
+        mean = rotated_mean(adapters, weights, rotation)
+        missed = torch.minimum(plain, turned).tolist()
+        far = [site for site, error in zip(rotation.sites, missed, strict=True) if error > self.tolerance]
+        if far:
+            fitted = refit([_only(a, far) for a in adapters], weights, _only(mean, far), self.steps)
+            mean = replace(mean, sites={**mean.sites, **fitted.sites})
+        return mean, MethodState(state.tensors, rotation.summary() | {"sites_refitted": float(len(far))})
 
 
-def _excess(
-    adapters: Sequence[Adapter], weights: Sequence[float], sites: Mapping[str, Factors]
-) -> dict[str, Tensor]:
-    """`||W - b a||^2 - ||W||^2 = ||b a||^2 - 2 <W a.T, b>` at every site."""
-    columns = {site: f.a.double().mT.contiguous() for site, f in sites.items()}
-    products = right_products(adapters, weights, columns)
-    return {
-        site: norm(f.a.double(), f.b.double()).square() - 2 * (products[site] * f.b).sum()
-        for site, f in sites.items()
-    }
+def _only(adapter: Adapter, sites: Sequence[str]) -> Adapter:
+    return replace(adapter, sites={site: adapter.sites[site] for site in sites})
