@@ -51,7 +51,7 @@ class Auto(Method):
         plain, turned = relative_errors(adapters, weights, rotation)
         rotation = rotation.only((turned < plain)[:, None])
         mean = rotated_mean(adapters, weights, rotation)
-        missed = torch.minimum(plain, turned).tolist()
+        missed: list[float] = torch.minimum(plain, turned).tolist()
         far = [site for site, error in zip(rotation.sites, missed, strict=True) if error > self.tolerance]
         if far:
             fitted = refit([_only(a, far) for a in adapters], weights, _only(mean, far), self.steps)
