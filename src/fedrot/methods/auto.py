@@ -51,8 +51,8 @@ class Auto(Method):
         plain, turned = relative_errors(adapters, weights, rotation)
         rotation = rotation.only((turned < plain)[:, None])
         mean = rotated_mean(adapters, weights, rotation)
-        missed: list[float] = torch.minimum(plain, turned).tolist()
-        far = [site for site, error in zip(rotation.sites, missed, strict=True) if error > self.tolerance]
+        lost = (torch.minimum(plain, turned) > self.tolerance).cpu()  # one transfer
+        far = [site for site, much in zip(rotation.sites, lost.unbind(), strict=True) if much]
         if far:
             fitted = refit([_only(a, far) for a in adapters], weights, _only(mean, far), self.steps)
             mean = replace(mean, sites={**mean.sites, **fitted.sites})
