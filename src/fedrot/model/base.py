@@ -130,9 +130,8 @@ def load_base(
             f"model.path = {config.path!r}: its tokenizer has no padding token; set one and save it again"
         )
     if files.gguf is not None:
-        del (
-            module.config.quantization_config
-        )  # what transformers notes of the file; the weights are whole now
+        whole: Any = module  # what transformers notes of the file would keep the model from being saved
+        whole.hf_quantizer.remove_quantization_config(whole)
     quantized = config.quantization != "none"
     module.requires_grad_(False).eval()
     if not quantized:
