@@ -161,6 +161,24 @@ def flower(found: dict[str, Any]) -> str:
     return markdown(rows)
 
 
+PLACES = {
+    "warm": "nodes of `fedrot deploy supernode`",
+    "flower": "nodes of `flower-supernode`, a process for every message",
+    "local": "the local engine",
+}
+
+
+def deploy(found: dict[str, Any]) -> str:
+    """Seconds of every round on two nodes, and in one process."""
+    first = next(iter(found["results"].values()))
+    later = range(2, 2 + len(first["later_rounds"]))
+    rows: Rows = [["", "round 1", *(f"round {number}" for number in later), "whole run"]]
+    for name, figures in found["results"].items():
+        seconds = [figures["first_round"], *figures["later_rounds"], figures["whole_wall_seconds"]]
+        rows.append([PLACES[name], *(f"{value:.1f} s" for value in seconds)])
+    return markdown(rows)
+
+
 def scale(found: dict[str, Any]) -> str:
     """Registered clients, the same fifty a round."""
     rows: Rows = [["registered clients", *(f"{case['clients']:,}" for case in found["cases"])]]
@@ -184,5 +202,6 @@ SUITES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "server": (server, ("server",)),
     "peers": (peers, ("peers",)),
     "flower": (flower, ("flower",)),
+    "deploy": (deploy, ("deploy",)),
     "scale": (scale, ("scale",)),
 }
