@@ -13,7 +13,7 @@ from fedrot.config import RunConfig, differences, load_config
 from fedrot.errors import OutputError
 
 RESUMABLE = ("federation.rounds", "output.dir", "output.report", "output.keep_checkpoints", "output.personal")
-RESUMABLE += ("output.samples", "output.sample_tokens")
+RESUMABLE += ("output.samples", "output.sample_tokens", "output.trackers")
 
 
 class RunDirectory:

@@ -312,6 +312,9 @@ class OutputConfig(Section):
     probe: bool = False
     """Also fit linear probes on the frozen encoder, in the same federation and centrally: what an adapter must beat."""
     keep_checkpoints: int = Field(default=2, ge=2)
+    trackers: list[str] = Field(default_factory=list[str])
+    """Send every round's figures there as well: `tensorboard`, `wandb`, `mlflow`, `trackio` and others, see
+    [Trackers](quickstart.md#trackers)."""
     personal: bool = False
     """Write every client's own adapter to `personal/client-000/` and so on, for methods that leave a part there."""
     samples: int = Field(default=0, ge=0)

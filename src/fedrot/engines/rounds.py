@@ -18,6 +18,7 @@ from fedrot.engines.observer import Observer
 from fedrot.engines.private import spent, to_aggregate
 from fedrot.engines.round import Round
 from fedrot.engines.setup import Federation
+from fedrot.engines.trackers import tracking
 from fedrot.errors import TrainingError
 from fedrot.participation import participate
 from fedrot.rundir import RunDirectory
@@ -72,12 +73,14 @@ def run_rounds(
     floor = probe(federation, run) if config.output.probe else None
     observer.started(federation, state.round, floor)
     try:
-        while state.round < config.federation.rounds:
-            state, record = run_round(federation, state, train)
-            save_checkpoint(run.checkpoint, state, record, keep=config.output.keep_checkpoints)
-            run.append(record)
-            records.append(record)
-            observer.finished(record)
+        with tracking(config, run.path, state.round, observer.note) as track:
+            while state.round < config.federation.rounds:
+                state, record = run_round(federation, state, train)
+                save_checkpoint(run.checkpoint, state, record, keep=config.output.keep_checkpoints)
+                run.append(record)
+                records.append(record)
+                observer.finished(record)
+                track(record)
     except KeyboardInterrupt:
         if records:
             finish(federation, run, state, records, floor, interrupted=True)

@@ -9,6 +9,7 @@ from fedrot.config import RunConfig, load_config
 from fedrot.engines.local import run_local
 from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import RunResult
+from fedrot.engines.trackers import check_trackers
 from fedrot.errors import ConfigError
 from fedrot.rundir import RunDirectory, free_directory
 
@@ -50,6 +51,7 @@ def run(
     else:
         directory = RunDirectory(out or config.output.dir or free_directory(f"{stem}-{config.method.name}"))
         directory.check_free()
+    check_trackers(config)
     if config.engine.name == "flower":
         return _flower()(config, directory, resume=resume, observer=observer)
     return run_local(config, directory, resume=resume, observer=observer)

@@ -22,6 +22,7 @@ from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import RunResult, run_rounds
 from fedrot.engines.secure import check_secure
 from fedrot.engines.setup import Federation, check_data_is_here, prepare
+from fedrot.engines.trackers import check_trackers
 from fedrot.errors import ConfigError
 from fedrot.methods import build, methods
 from fedrot.privacy import check_secret
@@ -71,6 +72,7 @@ def run_over(
     """
     check_flower(config)
     check_secret(config.privacy)
+    check_trackers(config)
     observer.preparing("reading data and base model")
     return serve(grid, prepare(config), run, observer, resume=resume, patient=True)
 
