@@ -1,4 +1,4 @@
-"""Rounds in the tracker that a team already looks at, by accelerate's layer over TensorBoard, W&B, MLflow and others."""
+"""Rounds in the tracker a team already looks at, by accelerate's layer over TensorBoard, W&B, MLflow and others."""
 
 from __future__ import annotations
 
