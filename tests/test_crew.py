@@ -17,7 +17,7 @@ from fedrot.client import plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Factors
 from fedrot.crew import Crew, Halted
-from fedrot.engines import training
+from fedrot.engines import rounds, training
 from fedrot.engines.groups import choose_workers, group_on_cpu
 from fedrot.engines.observer import Observer
 from fedrot.engines.run import run
@@ -152,16 +152,24 @@ def test_an_interruption_does_not_wait_for_the_clients(
             ended.append(type(error))
             raise
 
+    finish, at_work = rounds.finish, list[str]()
+
+    def finishing(*args: Any, **keys: Any) -> Any:
+        at_work.extend(thread.name for thread in threading.enumerate() if thread.name.startswith("crew"))
+        return finish(*args, **keys)
+
     class Stop(Observer):
         def trained(self, round: int, done: int, chosen: int) -> None:
             if round == 2:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train_group", slow)
+    monkeypatch.setattr(rounds, "finish", finishing)
     settings = {"federation__group_size": 1, "federation__workers": 2, "train__local_steps": 400}
     with pytest.raises(KeyboardInterrupt):
         run(recipe(**settings), out=tmp_path / "run", observer=Stop())
     assert ended, "clients under way gave up"
+    assert not at_work, "and were waited for before the run was brought to its end"
     monkeypatch.undo()
     whole = run(recipe(**settings), out=tmp_path / "whole")
     resumed = run(None, out=tmp_path / "run", resume=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -47,12 +48,13 @@ class FrozenCache:
         """Compute the states of those examples (`rows`, on the CPU) that are not there yet."""
         missing = self.chunk_of[rows[~self.filled[rows]]].unique()
         chunks = [self.chunks[index] for index in missing.tolist()]
-        for chunk, batch, hidden in self.crew.map(self._compute, chunks):
-            if self.states is None:
-                self.states = self._reserve(hidden, batch.where.ndim)
-            real = ... if batch.mask is None else batch.mask.bool()
-            self.states[batch.where[real]] = hidden[real]
-            self.filled[chunk] = True
+        with closing(self.crew.map(self._compute, chunks)) as computed:
+            for chunk, batch, hidden in computed:
+                if self.states is None:
+                    self.states = self._reserve(hidden, batch.where.ndim)
+                real = ... if batch.mask is None else batch.mask.bool()
+                self.states[batch.where[real]] = hidden[real]
+                self.filled[chunk] = True
 
     def _compute(self, model: StackedModel, chunk: Tensor, halted: Halted) -> tuple[Tensor, Batch, Tensor]:
         del halted  # soon over

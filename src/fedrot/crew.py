@@ -13,7 +13,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,11 +54,12 @@ class Crew:
 
     def map(
         self, work: Callable[[StackedModel, Item, Halted], Result], items: Iterable[Item]
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """`work(model, item, halted)` of every item, in their order; at most two results a worker are waited with.
 
-        An error of `work` is raised here. When the caller stops early, for that or any other reason, items that were
-        not begun are dropped, and `halted` tells those under way to give up.
+        An error of `work` is raised here. When the generator is closed early, items that were not begun are dropped,
+        `halted` tells those under way to give up, and they are waited for. Whoever does more than collect the results
+        holds it in `contextlib.closing`: else, after an error of theirs, threads are at work until it is collected.
         """
         if len(self.models) == 1:
             for item in items:

@@ -226,8 +226,7 @@ def _time_steps(federation: Federation, filling: _Filling) -> tuple[float, float
             )
 
         start = time.perf_counter()
-        for _ in crew.map(train, plans):
-            pass
+        list(crew.map(train, plans))
         seconds = time.perf_counter() - start
         crew.unload()
     return seconds / (STEPS * len(timed)), float(_plan(federation, chosen, None).steps.float().mean())

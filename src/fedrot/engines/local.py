@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.engines.observer import Observer
@@ -64,9 +66,10 @@ def in_process(federation: Federation, observer: Observer) -> Train:
                 start = starts(received, state.personal, clients, rank)
                 return Task(round.number, clients, received, start, reference)
 
-            for task, group in train_all(members, round.number, cohort.clients, task_of):
-                weights = [federation.weight(client) * discount for client in task.clients]
-                round.add(group.trained, task.start, group.upload, weights, sum(group.steps))
-                observer.trained(round.number, round.count, len(round.participation.reporting))
+            with closing(train_all(members, round.number, cohort.clients, task_of)) as results:
+                for task, group in results:
+                    weights = [federation.weight(client) * discount for client in task.clients]
+                    round.add(group.trained, task.start, group.upload, weights, sum(group.steps))
+                    observer.trained(round.number, round.count, len(round.participation.reporting))
 
     return train

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,7 +85,7 @@ def groups(members: Clients, clients: Sequence[int]) -> Iterator[tuple[int, ...]
 
 def train_all(
     members: Clients, number: int, clients: Sequence[int], task_of: Callable[[tuple[int, ...]], Task]
-) -> Iterator[tuple[Task, Group]]:
+) -> Generator[tuple[Task, Group]]:
     """Train clients of one rank and one lag, as many stacks beside each other as the crew has models.
 
     Args:
@@ -95,7 +95,7 @@ def train_all(
         task_of: makes the task of clients that train together; called when their turn is near.
 
     Returns:
-        Tasks and what came of them, in the order of `groups`.
+        Tasks and what came of them, in the order of `groups`; to be closed, see `Crew.map`.
     """
     together, cache = list(groups(members, clients)), members.train.cache
     if cache is not None and len(members.crew.models) > 1 and not bool(cache.filled.all()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from flwr.app import RecordDict
@@ -139,8 +140,8 @@ class Worker:
         def task_of(clients: tuple[int, ...]) -> Task:
             return Task(order.round, clients, received, bare(received), aligned_to)
 
-        for _, group in train_all(local.clients, order.round, order.clients, task_of):
-            for sends in _sends(group, local, order.round):
+        with closing(train_all(local.clients, order.round, order.clients, task_of)) as results:
+            for sends in (sends for _, group in results for sends in _sends(group, local, order.round)):
                 if sends.told is not None:
                     reply[metrics_name(sends.client)] = pack_told(sends.told)
                 if rules is None:
