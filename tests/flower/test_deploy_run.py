@@ -247,6 +247,23 @@ def test_a_node_that_dies_under_masks_costs_a_round_and_no_more(runs: Runs):
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+def test_too_few_nodes_are_waited_for_with_a_message_and_then_named(runs: Runs):
+    process = runs.run("federation.clients=6", "engine.wait=20", out="too-few")
+    assert process.wait() == 6, process.said
+    assert "waiting for nodes: clients " in process.said
+    assert (
+        "nodes of 6 clients are needed, but none within engine.wait = 20 s hosts clients 4, 5;"
+        in process.said
+    )
+
+
+def test_numbers_that_are_none_are_rejected_and_the_state_before_is_kept(runs: Runs):
+    process = runs.run("train.optimizer=sgd", "train.lr=1e38", "train.clip=off", out="not-finite")
+    assert process.wait() == 6, process.said
+    assert "round 1: every client was rejected" in process.said
+    assert not runs.records("not-finite")
+
+
 def test_an_error_of_the_recipe_on_the_server_has_its_own_exit_code_and_words(runs: Runs):
     process = runs.run("task.data=/nowhere/texts.csv", out="wrong-data")
     assert process.wait() == 3
