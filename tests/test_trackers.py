@@ -103,3 +103,20 @@ def test_a_tracker_that_does_not_start_is_an_error(
     monkeypatch.setattr(layer.TensorBoardTracker, "start", away)
     with pytest.raises(ConfigError, match=r"'tensorboard' does not start \(PermissionError: no key\)"):
         run(watched(), out=tmp_path / "run")
+
+
+def test_trackers_that_did_start_are_finished_when_another_does_not(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[str] = []
+
+    class Away(layer.TensorBoardTracker):
+        def start(self) -> None:
+            raise PermissionError("no key")
+
+    monkeypatch.setitem(layer.LOGGER_TYPE_TO_CLASS, "aim", Away)
+    monkeypatch.setattr(layer, "_available_trackers", ["tensorboard", "aim"])
+    monkeypatch.setattr(layer.TensorBoardTracker, "finish", lambda self: finished.append(self.run_name))
+    with pytest.raises(ConfigError, match="'aim' does not start"):
+        run(recipe(output={"report": False, "trackers": ["tensorboard", "aim"]}), out=tmp_path / "run")
+    assert finished == ["tensorboard"]

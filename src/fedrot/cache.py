@@ -47,6 +47,8 @@ class FrozenCache:
     def ensure(self, rows: Tensor) -> None:
         """Compute the states of those examples (`rows`, on the CPU) that are not there yet."""
         missing = self.chunk_of[rows[~self.filled[rows]]].unique()
+        if not len(missing):
+            return  # as whenever one of the crew asks, while the others are at work
         chunks = [self.chunks[index] for index in missing.tolist()]
         with closing(self.crew.map(self._compute, chunks)) as computed:
             for chunk, batch, hidden in computed:

@@ -28,11 +28,7 @@ def predict(
     """What the task observes of every example, `(n, m)`, in the order of `data`. Leaves the crew holding no client."""
     for model in crew.models:
         model.load(replace(adapter, residual={}).expand(1), residual=adapter.residual)
-
-    def observe(model: StackedModel, batch: Batch, hidden: Tensor | None) -> Tensor:
-        return objective.observe(model, batch, hidden)
-
-    observed = _of_every_example(crew, observe, data, batch, cache)
+    observed = _of_every_example(crew, objective.observe, data, batch, cache)
     crew.unload()
     return observed
 

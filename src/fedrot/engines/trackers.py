@@ -64,7 +64,7 @@ def tracking(config: RunConfig, directory: Path, done: int, note: Callable[[str]
     Raises:
         ConfigError: a tracker does not start.
     """
-    trackers = {name: _start(name, config, directory, done) for name in dict.fromkeys(config.output.trackers)}
+    trackers: dict[str, GeneralTracker] = {}
 
     def failed(name: str, when: str, error: Exception) -> None:
         note(f"tracker {name!r} failed {when} and is told no more: {type(error).__name__}: {error}")
@@ -78,6 +78,8 @@ def tracking(config: RunConfig, directory: Path, done: int, note: Callable[[str]
                 failed(name, f"in round {record['round']}", error)
 
     try:
+        for name in dict.fromkeys(config.output.trackers):
+            trackers[name] = _start(name, config, directory, done)
         yield log
     finally:
         for name, tracker in list(trackers.items()):
