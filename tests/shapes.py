@@ -50,8 +50,8 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def tokenizer(closed: bool) -> Any:
-    """Bytes as tokens, nothing learned; `closed`: an end token behind every sequence, as T5 needs it."""
+def tokenizer(name: str) -> Any:
+    """Bytes as tokens, nothing learned. T5's puts an end token behind every sequence, GPT-2's has none to pad with."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -59,10 +59,11 @@ def tokenizer(closed: bool) -> Any:
     made = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    if closed:
+    if name == "t5":
         made.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 3)])
+    pad = {} if name == "gpt2" else {"pad_token": "[PAD]"}
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]"
+        tokenizer_object=made, unk_token="[UNK]", bos_token="[BOS]", eos_token="[EOS]", **pad
     )
 
 
@@ -73,8 +74,9 @@ def build(name: str, path: Path) -> Path:
     shape = SHAPES[name]
     settings: dict[str, Any] = dict(shape.settings)
     if shape.texts:
-        made = tokenizer(closed=name == "t5")
-        settings |= {"vocab_size": len(made), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+        made = tokenizer(name)
+        settings |= {"vocab_size": len(made), "pad_token_id": made.pad_token_id}
+        settings |= {"bos_token_id": 2, "eos_token_id": 3}
         made.save_pretrained(path)
     else:
         size = settings["image_size"]

@@ -260,7 +260,7 @@ def test_a_mistake_leaves_no_directory_behind(recipe: Make, tmp_path: Path) -> N
     [
         ({"lora__rank": 33}, ModelError, r"lora\.rank = 33: larger than layer .*32 x 32"),
         ({"lora__target_modules": ["c_attn"]}, ModelError, r"no layer matches.*'query'"),
-        ({"lora__target_modules": ["LayerNorm"]}, ModelError, "LayerNorm.*only nn.Linear"),
+        ({"lora__target_modules": ["LayerNorm"]}, ModelError, "LayerNorm.*only nn.Linear or Conv1D"),
         ({"lora__target_modules": "(unclosed"}, ConfigError, "not a regular expression"),
         ({"lora__modules_to_save": ["clasifier"]}, ModelError, "did you mean 'classifier'"),
         ({"model__path": "/nowhere/model"}, ModelError, r"model\.path = '/nowhere/model': cannot be loaded"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedrot.cache import FrozenCache
 from fedrot.client import Trained, clip_per_client, plan_group, train_group
@@ -21,8 +22,11 @@ from fedrot.engines.setup import Federation, prepare
 from fedrot.errors import ConfigError, ModelError
 from fedrot.evaluate import predict
 from fedrot.methods import Trainable
+from fedrot.model.dense import facing
+from fedrot.stacked import StackedLoRA
 from fedrot.tasks import loss as example_loss
 from tests.ordinary import peft_parameters
+from tests.shapes import build
 
 Make = Callable[..., RunConfig]
 
@@ -284,6 +288,25 @@ def test_a_residual_is_refused_rather_than_left_out(recipe: Make) -> None:
         federation.model.load(Adapter(start.sites, start.head, start.scale, residual=start.sites))
 
 
+def test_a_layer_with_transposed_weights_gives_the_numbers_of_a_linear_one() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    draw = torch.Generator().manual_seed(1)
+    linear, turned = nn.Linear(6, 5), Conv1D(5, 6)
+    turned.weight.data, turned.bias.data = linear.weight.detach().T.contiguous(), linear.bias.detach()
+    assert facing(turned, turned.weight).data_ptr() == turned.weight.data_ptr(), "a view, no copy"
+    x, a, b = (torch.randn(shape, generator=draw) for shape in ((4, 3, 6), (2, 2, 6), (2, 5, 2)))
+    found: list[tuple[Tensor | None, ...]] = []
+    for base in (linear, turned):
+        stacked, own = StackedLoRA(base.requires_grad_(False), 0), x.clone().requires_grad_()
+        stacked.a, stacked.b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        out = stacked(own)
+        out.square().sum().backward()
+        found.append((out, own.grad, stacked.a.grad, stacked.b.grad))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
 def residual_of(federation: Federation, seed: int = 0) -> dict[str, Factors]:
     draw = torch.Generator().manual_seed(seed)
     return {
@@ -292,8 +315,11 @@ def residual_of(federation: Federation, seed: int = 0) -> dict[str, Factors]:
     }
 
 
-def test_a_residual_acts_like_further_directions_of_the_adapter(recipe: Make) -> None:
-    federation = prepare(recipe())
+@pytest.mark.parametrize("shape", ["bert", "gpt2"])
+def test_a_residual_acts_like_further_directions_of_the_adapter(
+    recipe: Make, tmp_path: Path, shape: str
+) -> None:
+    federation = prepare(recipe(model__path=str(build(shape, tmp_path))))
     start, data = federation.initial.map(lambda t: t + 0.05), federation.test.data
     residual = residual_of(federation)
     wide = {

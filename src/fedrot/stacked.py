@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,16 @@ from fedrot.core.token_loss import TokenScores
 from fedrot.errors import ModelError
 from fedrot.first_token import keep_first_token
 from fedrot.model import BaseModel, Fold
+from fedrot.model.dense import KINDS, facing, is_dense
 from fedrot.tasks.batch import Batch
 
 
 class StackedLoRA(nn.Module):
-    """A frozen `nn.Linear` plus `scale * b @ a` of the client each row belongs to."""
+    """A frozen dense layer plus `scale * b @ a` of the client each row belongs to."""
 
-    def __init__(self, base: nn.Linear, site: int) -> None:
+    def __init__(self, base: nn.Module, site: int) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
         self.site = site
         self.a: Tensor | None = None  # (G, rank, d_in)
         self.b: Tensor | None = None  # (G, d_out, rank)
@@ -58,7 +60,8 @@ class StackedLoRA(nn.Module):
             # Quantised: only the layer itself knows how to multiply by its weights.
             inner = (rows if mask is None else rows * mask) @ a.mT
             return self.base(x) + (inner @ b.mT).mul(self.scale).view(*x.shape[:-1], -1)
-        out = stacked_linear(rows, self.base.weight, self.base.bias, a, b, self.scale, mask)
+        weight = facing(self.base, self.base.weight)
+        out = stacked_linear(rows, weight, self.base.bias, a, b, self.scale, mask)
         return out.view(*x.shape[:-1], -1)
 
 
@@ -96,7 +99,7 @@ class StackedModel:
         self.loaded: Adapter | None = None
         for index, site in enumerate(initial.sites):
             layer = base.module.get_submodule(site)
-            self.layers[site] = StackedLoRA(_expect_linear(site, layer), index)
+            self.layers[site] = StackedLoRA(_expect_dense(site, layer), index)
             self.layers[site].scale = initial.scale
             self.layers[site].dropout = dropout
             base.module.set_submodule(site, self.layers[site])
@@ -225,7 +228,7 @@ class StackedModel:
                 yield name
 
 
-def _expect_linear(name: str, layer: nn.Module) -> nn.Linear:
-    if not isinstance(layer, nn.Linear):
-        raise ModelError(f"site {name!r} is a {type(layer).__name__} in this model; expected nn.Linear")
+def _expect_dense(name: str, layer: nn.Module) -> nn.Module:
+    if not is_dense(layer):
+        raise ModelError(f"site {name!r} is a {type(layer).__name__} in this model; expected {KINDS}")
     return layer

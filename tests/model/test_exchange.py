@@ -23,9 +23,11 @@ from fedrot.model import (
     save_merged,
     save_peft,
 )
+from fedrot.model.dense import sizes
 from fedrot.model.sites import find_sites
+from tests.shapes import build
 
-IDS = torch.randint(1000, 2000, (5, 7), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(4, 250, (5, 7), generator=torch.Generator().manual_seed(0))
 BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 
 
@@ -39,10 +41,9 @@ def drawn(base: BaseModel, lora: LoraSettings, *, uneven: bool, residual: bool, 
     noise = torch.Generator().manual_seed(7)
 
     def factors(site: str, rank: int) -> Factors:
-        layer = base.module.get_submodule(site)
-        assert isinstance(layer, nn.Linear)
-        a = torch.randn(rank, layer.in_features, generator=noise)
-        return Factors(a, torch.randn(layer.out_features, rank, generator=noise) / 10)
+        d_in, d_out = sizes(base.module.get_submodule(site))
+        a = torch.randn(rank, d_in, generator=noise)
+        return Factors(a, torch.randn(d_out, rank, generator=noise) / 10)
 
     sites = find_sites(base, lora)
     ranks = [lora.rank + (number % 3 if uneven else 0) for number in range(len(sites))]
@@ -59,9 +60,10 @@ def dense_logits(base: BaseModel, adapter: Adapter) -> Tensor:
     with torch.no_grad():
         for group in (adapter.sites, adapter.residual):
             for site, f in group.items():
-                layer = module.get_submodule(site)
-                assert isinstance(layer, nn.Linear)
-                layer.weight += adapter.scale * f.b.double() @ f.a.double()
+                update, layer = adapter.scale * f.b.double() @ f.a.double(), module.get_submodule(site)
+                module.get_parameter(f"{site}.weight").add_(
+                    update if isinstance(layer, nn.Linear) else update.T
+                )
         for name, tensor in adapter.head.items():
             module.get_parameter(name).copy_(tensor)
         return module(**BATCH).logits.float()
@@ -114,6 +116,32 @@ def test_a_merged_model_holds_the_residual(tiny_model: Path, tmp_path: Path, poo
         torch.testing.assert_close(model(**BATCH).logits, dense_logits(base, adapter), rtol=0, atol=1e-5)
 
 
+def test_weights_that_lie_the_other_way_round_change_nothing(tmp_path: Path) -> None:
+    """GPT-2's layers keep `(d_in, d_out)`; the factors are those of any dense layer."""
+    from transformers import AutoModelForCausalLM
+
+    path = str(build("gpt2", tmp_path / "base"))
+    base = load_base(ModelConfig(path=path), (), kind="causal-lm")
+    lora = LoraSettings(rank=3, alpha=4.0, target_modules=["c_attn", "c_fc"])
+    adapter = drawn(base, lora, uneven=True, residual=True)
+    expected = dense_logits(base, adapter)
+    save_peft(tmp_path / "adapter", adapter, base, lora, {})
+    save_merged(tmp_path / "merged", base, adapter)
+    peft = PeftModel.from_pretrained(load_base_for(tmp_path / "adapter"), str(tmp_path / "adapter")).eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        for model in (peft, merged, peft.merge_and_unload()):
+            torch.testing.assert_close(model(**BATCH).logits, expected, rtol=0, atol=1e-4)
+        assert (base.module(**BATCH).logits - expected).abs().max() > 0.1, (
+            "the adapter was expected to matter"
+        )
+    even = drawn(base, lora, uneven=False, residual=False)
+    save_peft(tmp_path / "even", even, base, lora, {})
+    assert json.loads((tmp_path / "even" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+    loaded = load_peft(tmp_path / "even", base, lora)
+    assert all(torch.equal(t, even.tensors()[key]) for key, t in loaded.tensors().items())
+
+
 def test_a_saved_adapter_starts_a_run_again(base: BaseModel, tmp_path: Path) -> None:
     lora = LoraSettings(rank=3, alpha=1 / 3, rslora=True, target_modules=["query", "value"])
     adapter = drawn(base, lora, uneven=False, residual=False)
@@ -144,7 +172,6 @@ def edited(directory: Path, **changes: object) -> None:
         ({"use_dora": True}, r"uses use_dora = True"),
         ({"lora_bias": True}, r"uses lora_bias = True"),
         ({"bias": "all"}, r"bias = 'all' trains biases too"),
-        ({"fan_in_fan_out": True}, r"uses fan_in_fan_out = True"),
         ({"trainable_token_indices": [3]}, r"uses trainable_token_indices"),
         ({"an_option_of_the_future": 3}, r"uses an_option_of_the_future = 3"),
         ({"init_lora_weights": "pissa_niter_16"}, r"init_lora_weights = 'pissa_niter_16' changes the base"),

@@ -125,9 +125,10 @@ def load_base(
                 f"model.path = {config.path!r}: cannot be loaded as {_SAID[kind]}; expected a directory with "
                 f"config.json, weights and {_BESIDE[kind]}, `package:NAME`, or a reachable hub id ({first_line(error)})"
             ) from error
-    if kind == CLASSIFIER and processor.pad_token_id is None:
+    if kind == CLASSIFIER and padding(processor) is None:
         raise ModelError(
-            f"model.path = {config.path!r}: its tokenizer has no padding token; set one and save it again"
+            f"model.path = {config.path!r}: its tokenizer has neither a padding nor an end token; set "
+            "tokenizer.pad_token and save it again"
         )
     if files.gguf is not None:
         whole: Any = module  # what transformers notes of the file would keep the model from being saved
@@ -189,7 +190,8 @@ def _read(
         return transformers.AutoModelForCausalLM.from_pretrained(files.path, **options), tokenizer
     settings = transformers.AutoConfig.from_pretrained(files.path, num_labels=len(labels), **files.options)
     if settings.pad_token_id is None:
-        settings.pad_token_id = tokenizer.pad_token_id
+        # A decoder reads a text's last token that is not this one.
+        settings.pad_token_id = padding(tokenizer)
     if config.pooling == "model":
         model = transformers.AutoModelForSequenceClassification
         return model.from_pretrained(files.path, config=settings, **options), tokenizer
@@ -197,6 +199,11 @@ def _read(
         files.path, config=settings, **options, **without_pooler(settings)
     )
     return PooledClassifier(backbone, len(labels), config.pooling).to(dtype), tokenizer
+
+
+def padding(tokenizer: Any) -> int | None:
+    """The token that texts are padded with: a tokenizer without one (GPT-2's) lends its end token."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _quantization(name: str, dtype: torch.dtype) -> Any:

@@ -13,7 +13,8 @@ from torch import Tensor
 from fedrot.config import LoraSettings
 from fedrot.core.adapter import Adapter
 from fedrot.errors import ModelError
-from fedrot.model.base import CLASSIFIER, LANGUAGE, VISION, BaseModel
+from fedrot.model.base import CLASSIFIER, LANGUAGE, VISION, BaseModel, padding
+from fedrot.model.dense import is_transposed
 from fedrot.model.peft_format import PeftFiles, read_peft, write_peft
 from fedrot.model.sites import find_sites
 from fedrot.model.words import CARD
@@ -43,6 +44,7 @@ def save_peft(
         modules_to_save=base.head,
         task_type=_TASKS[base.kind] if base.pooling == "model" else None,
         base_model=base.path,
+        fan_in_fan_out=any(is_transposed(base.module.get_submodule(site)) for site in adapter.sites),
     )
     facts = {
         "base_model": base.path,
@@ -51,6 +53,8 @@ def save_peft(
         "labels": list(base.labels),
         **card,
     }
+    if base.kind == CLASSIFIER and base.tokenizer.pad_token_id is None:
+        facts["pad_token_id"] = padding(base.tokenizer)
     (directory / CARD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     (directory / "README.md").write_text(_model_card(facts), "utf-8")
 
@@ -65,6 +69,7 @@ def _model_card(facts: Mapping[str, Any]) -> str:
     elif facts["kind"] in _CLASSES and facts["pooling"] == "model" and plain:
         name = _CLASSES[facts["kind"]]
         other = ", ignore_mismatched_sizes=True" if facts["kind"] == VISION else ""
+        other += f", pad_token_id={facts['pad_token_id']}" if "pad_token_id" in facts else ""
         load = (
             f"from transformers import {name}\n\n"
             f'base = {name}.from_pretrained("<base model>", num_labels={len(facts["labels"])}{other})'

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedrot.core.adapter import Factors
 from fedrot.errors import ModelError
+from fedrot.model.dense import facing
 
 
 class Fold:
@@ -19,7 +20,7 @@ class Fold:
     original parameters themselves back. A layer whose weight is tied to another's gets one of its own meanwhile.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.layers = layers
         self.pristine: dict[str, nn.Parameter] = {}
         self.held: Mapping[str, Factors] = {}
@@ -35,8 +36,8 @@ class Fold:
             return
         self.restore()
         for site, f in residual.items():
-            layer = self.layers.get(site)
-            if layer is None or f.batch or layer.weight.shape != (f.d_out, f.d_in):
+            layer: Any = self.layers.get(site)
+            if layer is None or f.batch or facing(layer, layer.weight).shape != (f.d_out, f.d_in):
                 shape = "no adapted layer" if layer is None else f"weights {tuple(layer.weight.shape)}"
                 raise ModelError(
                     f"residual at {site!r}: a {tuple(f.a.shape)}, b {tuple(f.b.shape)}, but the model has {shape} "
@@ -48,18 +49,18 @@ class Fold:
                     "model.quantization = 'none', or choose a method that leaves the base weights alone"
                 )
         for site, f in residual.items():
-            layer = self.layers[site]
-            weight: Any = layer.weight
+            layer: Any = self.layers[site]
+            weight = layer.weight
             self.pristine[site] = weight
-            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-            folded = wide.addmm(f.b.to(wide), f.a.to(wide), alpha=scale)
-            layer.weight = nn.Parameter(folded.to(weight.dtype), requires_grad=False)
+            wide = facing(layer, weight).to(torch.promote_types(weight.dtype, torch.float32))
+            folded = wide.addmm(f.b.to(wide), f.a.to(wide), alpha=scale).to(weight.dtype)
+            layer.weight = nn.Parameter(facing(layer, folded), requires_grad=False)
         self.held = dict(residual)
 
     def restore(self) -> None:
         """Put the original weights back."""
         for site, weight in self.pristine.items():
-            self.layers[site].weight = weight
+            self.layers[site].weight = weight  # pyright: ignore[reportArgumentType]
         self.pristine, self.held = {}, {}
 
 

@@ -153,6 +153,7 @@ def write_like(directory: Path, adapter: Adapter, sources: Sequence[Source]) -> 
         modules_to_save=list(dict.fromkeys(modules)),
         task_type=settings.get("task_type"),
         base_model=settings.get("base_model_name_or_path"),
+        fan_in_fan_out=bool(settings.get("fan_in_fan_out")),
     )
     card = next((s.card for s in sources if s.card), None)
     if card is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedrot.core.adapter import Adapter
 from fedrot.errors import ModelError
 from fedrot.model.base import BaseModel
+from fedrot.model.dense import facing
 from fedrot.model.peft_format import folded
 from fedrot.model.words import CARD
 
@@ -20,11 +21,13 @@ from fedrot.model.words import CARD
 @torch.no_grad()
 def merged(base: BaseModel, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
     """The base model's state with `scale * b @ a` and residual added and the head replaced, tensor by tensor."""
-    weights = {f"{site}.weight": factors for site, factors in folded(adapter).items()}
+    sites = folded(adapter)
     for name, tensor in base.module.state_dict().items():
-        if name in weights:
-            factors = weights[name]
-            yield name, tensor.float().addmm(factors.b, factors.a, alpha=adapter.scale).to(tensor.dtype)
+        site = name.removesuffix(".weight")
+        if site in sites and site != name:
+            factors, layer = sites[site], base.module.get_submodule(site)
+            sum_ = facing(layer, tensor).float().addmm(factors.b, factors.a, alpha=adapter.scale)
+            yield name, facing(layer, sum_).to(tensor.dtype).contiguous()
         else:
             yield name, adapter.head.get(name, tensor).to(tensor.dtype)
 

@@ -27,6 +27,7 @@ _NEUTRAL = {
     *("inference_mode", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora"),
     *("modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
     *("megatron_config", "megatron_core", "qalora_group_size", "eva_config", "runtime_config"),
+    "fan_in_fan_out",  # says how the base layers' weights lie (GPT-2's Conv1D); the factors' shapes are the same
 }
 # Initialisations that change the base weights, so that the adapter alone is not the update.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -180,6 +181,7 @@ def write_peft(
     modules_to_save: Sequence[str] = (),
     task_type: str | None = None,
     base_model: str | None = None,
+    fan_in_fan_out: bool = False,
 ) -> None:
     """Write an adapter, its residual included, so that PEFT computes `scale * b @ a` at every site.
 
@@ -196,6 +198,7 @@ def write_peft(
         modules_to_save: names of the modules trained whole.
         task_type: as in PEFT; decides which class loads it.
         base_model: path or hub id.
+        fan_in_fan_out: whether the adapted layers keep their weights as `(d_in, d_out)`.
     """
     import safetensors.torch
     from peft import LoraConfig
@@ -227,6 +230,7 @@ def write_peft(
         modules_to_save=list(modules_to_save) or None,
         task_type=task_type,
         base_model_name_or_path=base_model,
+        fan_in_fan_out=fan_in_fan_out,
         inference_mode=True,
     )
     safetensors.torch.save_file(

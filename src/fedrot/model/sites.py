@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from fedrot.config import LoraSettings
 from fedrot.core.adapter import Adapter, Factors
@@ -14,6 +13,7 @@ from fedrot.core.initial import initial_a
 from fedrot.core.rng import generator
 from fedrot.errors import ConfigError, ModelError
 from fedrot.model.base import LANGUAGE, BaseModel
+from fedrot.model.dense import KINDS, is_dense, sizes
 from fedrot.model.words import inside
 
 
@@ -23,13 +23,13 @@ def find_sites(base: BaseModel, lora: LoraSettings) -> tuple[str, ...]:
     Args:
         base: the model; its head and a language model's output layer are never adapted.
         lora: `target_modules` as suffixes, one regular expression over full names, or `all-linear` (every
-            `nn.Linear` outside the head); `layers` keeps the first or last k blocks of each stack of blocks.
+            `nn.Linear` and `Conv1D` outside the head); `layers` keeps the first or last k blocks of each stack.
 
     Raises:
-        ModelError: nothing matches (what exists is listed), a match is not `nn.Linear`, or the rank exceeds a layer.
+        ModelError: nothing matches (what exists is listed), a match is no dense layer, or the rank exceeds one.
     """
     modules = {name: module for name, module in base.module.named_modules() if name}
-    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+    linear = {name for name, module in modules.items() if is_dense(module)}
     kept_out = [*base.head, *([base.output_layer] if base.output_layer else [])]
     outside = {name for name in modules if not any(inside(name, head) for head in kept_out)}
     matched = [
@@ -42,8 +42,8 @@ def find_sites(base: BaseModel, lora: LoraSettings) -> tuple[str, ...]:
         names = sorted({name.rsplit(".", 1)[-1] for name in linear & outside})
         if not names:
             raise ModelError(
-                f"model.path = {base.path!r}: it has no nn.Linear layer to adapt; its layers are {', '.join(kinds)}; "
-                "choose a model that is made of nn.Linear (Llama, Qwen, Mistral, BERT, RoBERTa, ViT and their like)"
+                f"model.path = {base.path!r}: it has no dense layer ({KINDS}) to adapt; its layers are "
+                f"{', '.join(kinds)}; choose a model that is made of dense layers, as transformers are"
             )
         raise ModelError(
             f"lora.target_modules = {lora.target_modules!r}: no layer matches; linear layers here are called "
@@ -56,15 +56,16 @@ def find_sites(base: BaseModel, lora: LoraSettings) -> tuple[str, ...]:
         )
     for name in kept:
         module = modules[name]
-        if not isinstance(module, nn.Linear):
+        if not is_dense(module):
             raise ModelError(
-                f"lora.target_modules matches {name!r}, a {type(module).__name__}; only nn.Linear layers can be "
-                f"adapted: name others in lora.target_modules"
+                f"lora.target_modules matches {name!r}, a {type(module).__name__}; only {KINDS} can be adapted: name "
+                "others in lora.target_modules"
             )
-        if lora.rank > min(module.in_features, module.out_features):
+        d_in, d_out = sizes(module)
+        if lora.rank > min(d_in, d_out):
             raise ModelError(
-                f"lora.rank = {lora.rank}: larger than layer {name!r} of {module.out_features} x "
-                f"{module.in_features}; expected at most {min(module.in_features, module.out_features)}"
+                f"lora.rank = {lora.rank}: larger than layer {name!r} of {d_out} x {d_in}; expected at most "
+                f"{min(d_in, d_out)}"
             )
     return tuple(kept)
 
@@ -111,10 +112,9 @@ def initial_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> Adapter:
     sites: dict[str, Factors] = {}
     device = base.device
     for index, name in enumerate(find_sites(base, lora)):
-        layer = base.module.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        a = initial_a(lora.rank, layer.in_features, generator(seed, "init", 0, index))
-        sites[name] = Factors(a.to(device), torch.zeros(layer.out_features, lora.rank, device=device))
+        d_in, d_out = sizes(base.module.get_submodule(name))
+        a = initial_a(lora.rank, d_in, generator(seed, "init", 0, index))
+        sites[name] = Factors(a.to(device), torch.zeros(d_out, lora.rank, device=device))
     parameters = base.head_parameters() if lora.train_head else {}
     if lora.train_head and not parameters and base.kind != LANGUAGE:
         raise ModelError(
