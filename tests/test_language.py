@@ -15,8 +15,10 @@ import fedrot
 from fedrot.client import plan_group, train_group
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.setup import Federation, prepare
-from fedrot.errors import ConfigError, ModelError
+from fedrot.errors import ConfigError, DataError, ModelError
 from fedrot.evaluate import predict
+from fedrot.evaluation.command import evaluate_directory
+from fedrot.evaluation.options import Options
 from fedrot.methods import Trainable
 from fedrot.stacked import StackedLoRA
 from tests.language import jsonl, rows, tiny_llama
@@ -295,6 +297,30 @@ def test_wrong_recipes_are_refused_before_anything_is_read(spoken: Make) -> None
         prepare(spoken(output__probe=True))
     with pytest.raises(ModelError, match=r"cannot be loaded as a causal language model"):
         prepare(spoken(model__path="nowhere/at-all"))
+
+
+def test_dropped_conversations_are_counted_and_dealt_to_nobody(spoken: Make, tmp_path: Path) -> None:
+    every = prepare(spoken())
+    lengths = {name: split.data.offsets.diff() for name, split in every.splits.items()}  # pyright: ignore
+    limit = int(lengths["train"].median())
+    federation = prepare(spoken(task__max_length=limit, task__overlong="drop"))
+    for name, split in federation.splits.items():
+        kept = int((lengths[name] <= limit).sum())
+        assert 0 < kept < len(lengths[name])
+        assert len(split.data) == kept
+        lost = len(lengths[name]) - kept
+        note = f"{lost} of {len(lengths[name])} examples of {name} dropped: longer than task.max_length = {limit}"
+        assert note in federation.notes
+    assert sum(map(len, federation.partition.rows)) == len(federation.train.data)
+    assert len(federation.task.test) == len(federation.test.data)
+    with pytest.raises(
+        DataError, match=r"all \d+ examples of train have more tokens than task\.max_length = 3"
+    ):
+        prepare(spoken(task__max_length=3, task__overlong="drop"))
+    told = fedrot.run(spoken(task__max_length=limit, task__overlong="drop"), out=tmp_path / "run")
+    [result] = evaluate_directory(tmp_path / "run", ["perplexity"], Options())
+    assert result.counts["dropped"] == len(lengths["test"]) - len(federation.test.data)
+    assert result.scores["perplexity"] == pytest.approx(told.summary["final"]["perplexity"], rel=1e-4)
 
 
 def test_the_flower_engine_gives_the_same_adapter(spoken: Make, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_perplexity_is_that_of_the_adapted_model_by_definition(
     [result] = evaluate_directory(place, ["perplexity"], options, base=str(tiny_llama))
     expected = slow_perplexity(tiny_llama, place, pairs)
     assert result.scores["perplexity"] == pytest.approx(expected, rel=1e-4)
-    assert result.counts == {"examples": 2, "answer_tokens": 22, "truncated": 0}
+    assert result.counts == {"examples": 2, "answer_tokens": 22, "truncated": 0, "dropped": 0}
 
 
 def test_an_adapter_beside_narrow_weights_and_one_added_to_them_say_the_same(

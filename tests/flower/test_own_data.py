@@ -189,7 +189,7 @@ def test_without_nodes_the_server_says_whom_it_waits_for(apart: Make, tmp_path: 
 
 
 def test_nodes_teach_a_language_model_from_files_of_their_own(tmp_path: Path) -> None:
-    """The same numbers as one machine that has all conversations, dealt by who asks."""
+    """The same numbers as one machine that has all conversations, dealt by who asks; long ones are dropped on both."""
     model = tiny_llama(tmp_path / "model")
     told = list({row["prompt"]: row for row in rows(120)}.values())  # none twice, so that none is left out
     jsonl(tmp_path / "test.jsonl", told[:16])
@@ -200,7 +200,8 @@ def test_nodes_teach_a_language_model_from_files_of_their_own(tmp_path: Path) ->
     task = {
         "name": "generate",
         "test_data": str(tmp_path / "test.jsonl"),
-        "max_length": 32,
+        "max_length": 14,
+        "overlong": "drop",
         "validation_fraction": 0.0,
     }
 
@@ -226,6 +227,7 @@ def test_nodes_teach_a_language_model_from_files_of_their_own(tmp_path: Path) ->
     ]
     apart = federate(recipe("nodes"), settings, tmp_path / "apart")
     together = run(recipe(str(tmp_path / "train.jsonl")), out=tmp_path / "together")
+    assert any("examples of train dropped" in note for note in together.summary["notes"])
     assert apart.records[-1]["perplexity"] < apart.records[0]["perplexity"]
     for key, tensor in together.adapter.tensors().items():
         assert float((tensor - apart.adapter.tensors()[key]).abs().max()) <= 1e-6

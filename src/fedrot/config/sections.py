@@ -105,9 +105,9 @@ class TaskConfig(Section):
     with `{prompt}` in it. `auto` is `chat` where the tokenizer has one, else `plain`."""
     answers: Literal["all", "last"] = "all"
     """Of `generate`: learn every answer of a conversation, or the last one only."""
-    overlong: Literal["cut-end", "cut-start", "cut-answer", "error"] = "cut-end"
+    overlong: Literal["cut-end", "cut-start", "cut-answer", "drop", "error"] = "cut-end"
     """Of `generate`: what a conversation of more than `max_length` tokens loses: the end or the start of its longest
-    user message, or the end of its answer; or nothing, and it is an error."""
+    user message, or the end of its answer; or nothing, and it is left out and counted, or an error."""
     packing: bool = False
     """Of `generate`: lay several short examples of a client's batch in one row of up to `max_length` tokens. Attention
     stays within each, so that the numbers are the same and only padding is saved."""

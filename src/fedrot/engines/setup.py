@@ -15,6 +15,7 @@ from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.crew import Crew
 from fedrot.engines import compat
+from fedrot.engines.fitting import fitted
 from fedrot.engines.groups import choose_group_size, choose_workers
 from fedrot.engines.secure import check_secure
 from fedrot.engines.shared import Shared, base_key, frozen_key, task_key
@@ -182,11 +183,15 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         )
     load = goal.load_held_out if apart else goal.load
     task = shared.get("task", task_key(config), lambda: load(config.seed))
+    # Dealing is checked before the model is loaded, unless it depends on the model's tokenizer.
+    parts = assemble(config, goal.outputs or task.labels, shared) if goal.leaves_out else None
+    if parts is not None:
+        task = fitted(goal, task, parts.base.processor)
     clients = config.federation.clients
     shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
     check_delta(config.privacy, len(shares.rows))
     ranks = deal_ranks(config.lora, len(shares.rows), config.seed)
-    parts = assemble(config, goal.outputs or task.labels, shared)
+    parts = parts or assemble(config, goal.outputs or task.labels, shared)
     train = parts.split("train", task.train)
     return Federation(
         config,

@@ -82,7 +82,7 @@ def held_out(task: str, place: Place, options: Options) -> HeldOut:
 def perplexity(place: Place, options: Options) -> Run:
     """Perplexity of the reference answers, and the share of their tokens that were likeliest.
 
-    What is longer than `task.max_length` is cut as in training.
+    What is longer than `task.max_length` is cut or dropped as in training.
 
     Raises:
         ConfigError, DataError: as `held_out`.
@@ -91,7 +91,13 @@ def perplexity(place: Place, options: Options) -> Run:
 
     def run(loaded: Loaded, tell: Tell) -> Result:
         start, objective = time.perf_counter(), Generate(split.config)
-        encoded = objective.encode(split.data, loaded.tokenizer).to(loaded.base.device)
+        data = split.data.select(objective.fitting(split.data, loaded.tokenizer))
+        if len(data) == 0:
+            raise DataError(
+                f"perplexity: all {len(split.data)} examples have more tokens than task.max_length = "
+                f"{split.config.max_length} and task.overlong = 'drop'; evaluate others with --data perplexity=FILE"
+            )
+        encoded = objective.encode(data, loaded.tokenizer).to(loaded.base.device)
         forward = Plain(loaded)
         rows: list[Tensor] = []
         observed: list[Tensor] = []
@@ -108,6 +114,7 @@ def perplexity(place: Place, options: Options) -> Run:
                 "examples": len(encoded),
                 "answer_tokens": int(encoded.counts.sum()),
                 "truncated": encoded.truncated,
+                "dropped": len(split.data) - len(data),
             },
             settings={**split.record(), "max_length": split.config.max_length, "limit": options.limit},
             seconds=time.perf_counter() - start,

@@ -31,6 +31,17 @@ class _Tokens:
     """Positions of the tokens that may be left out."""
 
 
+def fitting(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> list[int]:
+    """Rows of at most `task.max_length` tokens.
+
+    Raises:
+        ConfigError: a template that does not fit.
+        ModelError: a tokenizer that does not tell which characters a token stands for.
+    """
+    lengths = (len(tokens.ids) for tokens in _tokens(dataset, tokenizer, config))
+    return [row for row, length in enumerate(lengths) if length <= config.max_length]
+
+
 def encode_dialogues(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> EncodedTokens:
     """Tokenize every conversation once. Asked are the answers' tokens with the mark that ends the turn.
 
@@ -42,11 +53,6 @@ def encode_dialogues(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> En
         DataError: an answer that does not fit into `task.max_length` (with its row), or one without tokens.
         ModelError: a tokenizer that does not tell which characters a token stands for.
     """
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "task.name = 'generate': this tokenizer does not tell which characters its tokens stand for; install the "
-            "`tokenizers` version of it (a tokenizer.json beside the model)"
-        )
     ids: list[list[int]] = []
     asked: list[Tensor] = []
     truncated = 0
@@ -57,7 +63,7 @@ def encode_dialogues(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> En
         if not bool(mask[1:].any()):
             raise DataError(
                 f"row {number}: no token of its answer is left to learn; raise task.max_length = {config.max_length}, "
-                "or remove the row"
+                "or leave such rows out by task.overlong = 'drop'"
             )
         mask[0] = False  # nothing comes before the first token that it could be predicted from
         ids.append([tokens.ids[index] for index in kept])
@@ -74,6 +80,11 @@ def encode_dialogues(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> En
 
 
 def _tokens(dataset: Dataset, tokenizer: Any, config: TaskConfig) -> Iterator[_Tokens]:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "task.name = 'generate': this tokenizer does not tell which characters its tokens stand for; install the "
+            "`tokenizers` version of it (a tokenizer.json beside the model)"
+        )
     render = renderer(config.template, tokenizer, config.answers == "all")
     rows = messages_of(dataset)
     for start in range(0, len(rows), _CHUNK):
@@ -113,9 +124,9 @@ def _fitted(tokens: _Tokens, config: TaskConfig, row: int) -> list[int]:
     if excess <= 0:
         return positions
     where = f"row {row}: {total} tokens, of which {sum(tokens.asked)} are answer; task.max_length = {limit}"
-    if config.overlong == "error":
+    if config.overlong in ("error", "drop"):  # what is to be dropped has been, where rows are numbered
         raise DataError(
-            f"{where} and task.overlong = 'error'; raise task.max_length, or set task.overlong = 'cut-end'"
+            f"{where} and task.overlong = {config.overlong!r}; raise task.max_length, or set task.overlong = 'cut-end'"
         )
     if config.overlong == "cut-answer":
         return positions[:limit]
@@ -123,7 +134,7 @@ def _fitted(tokens: _Tokens, config: TaskConfig, row: int) -> list[int]:
     if excess > len(room):
         raise DataError(
             f"{where}: cutting the whole of its longest user message ({len(room)} tokens) does not make room; raise "
-            "task.max_length, set task.overlong = 'cut-answer', or remove the row"
+            "task.max_length, or leave such rows out by task.overlong = 'drop'"
         )
     cut = room[:excess] if config.overlong == "cut-start" else room[len(room) - excess :]
     first = bisect_left(positions, cut[0])

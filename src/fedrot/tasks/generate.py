@@ -15,7 +15,7 @@ from fedrot.tasks.base import Source, TaskData
 from fedrot.tasks.batch import Batch, Encoded
 from fedrot.tasks.corpora import load_rows
 from fedrot.tasks.dialogue_corpora import DIALOGUES
-from fedrot.tasks.dialogue_encoding import encode_dialogues
+from fedrot.tasks.dialogue_encoding import encode_dialogues, fitting
 from fedrot.tasks.dialogues import MESSAGES, conversations
 from fedrot.tasks.files import FORMATS, read_table
 from fedrot.tasks.held_out import Columns, disjoint, limited, reserved, split_off
@@ -86,6 +86,17 @@ class Generate(Objective):
             return _splits(self.config.model_copy(update={"test_data": None}))[0]["train"]
         except DataError as error:
             raise DataError(f"{who}: {error}") from error
+
+    @property
+    def leaves_out(self) -> bool:
+        """With `task.overlong = "drop"`."""
+        return self.config.overlong == "drop"
+
+    def fitting(self, dataset: Dataset, processor: Any) -> list[int]:
+        """Rows of at most `task.max_length` tokens, where the others are to be dropped; else all."""
+        if not self.leaves_out:
+            return super().fitting(dataset, processor)
+        return fitting(dataset, processor, self.config)
 
     def encode(self, dataset: Dataset, processor: Any) -> Encoded:
         """See `encode_dialogues`."""

@@ -80,6 +80,15 @@ class Objective(ABC):
     def load_own(self, labels: Sequence[str], who: str) -> Dataset:
         """All of a node's own examples as training examples, labels numbered in the server's order."""
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether `fitting` may leave out examples."""
+        return False
+
+    def fitting(self, dataset: Dataset, processor: Any) -> list[int]:  # noqa: ARG002
+        """Rows that can be encoded; the others are left out of their split before it is dealt to clients."""
+        return list(range(len(dataset)))
+
     @abstractmethod
     def encode(self, dataset: Dataset, processor: Any) -> Encoded:
         """A split as tensors, made by the model's tokenizer or image processor."""

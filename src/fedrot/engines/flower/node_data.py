@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
+from fedrot.engines.fitting import fitting_rows
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.groups import choose_group_size
 from fedrot.engines.setup import Federation, assemble, prepare
@@ -83,12 +84,15 @@ def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, .
 
 def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], shared: Shared) -> Local:
     goal = objective(config.task)
-    task = goal.load_own(labels, f"node {settings.name!r}")
+    who = f"node {settings.name!r}"
+    task = goal.load_own(labels, who)
+    parts = assemble(config, labels, shared)
+    if goal.leaves_out:
+        task, _ = fitting_rows(goal, task, parts.base.processor, who, "its own")
     dealt: Sequence[Tensor] = [torch.arange(len(task))]
     if len(settings.clients) > 1:
         dealt = partition(task, config.partition, len(settings.clients), config.seed).rows
     rows = dict(zip(settings.clients, dealt, strict=True))
-    parts = assemble(config, labels, shared)
     train = parts.split("train", task)
     members = Clients(
         config,
