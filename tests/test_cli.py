@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fedrot import __version__
 from fedrot.config import RunConfig
 
 Make = Callable[..., RunConfig]
@@ -99,6 +100,10 @@ def test_ctrl_c_finishes_cleanly_and_resumes(recipe: Make, tmp_path: Path) -> No
     done = fedrot("run", "--resume", "--out", target)
     assert done.returncode == 0, done.stderr
     assert "resuming after round" in done.stderr
+
+
+def test_the_version_is_said() -> None:
+    assert fedrot("--version").stdout == f"fedrot {__version__}\n"
 
 
 def test_help_shows_examples_and_methods_are_listed() -> None:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+import fedrot
 from fedrot.deploy_cli import app as deploy_app
 from fedrot.errors import FedrotError
 from fedrot.eval_cli import EXAMPLES as EVAL_EXAMPLES
@@ -24,7 +25,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Federated LoRA fine-tuning in which clients rotate their factors into a common frame before averaging.",
 )
 app.add_typer(deploy_app, name="deploy")
 app.command("eval", epilog=EVAL_EXAMPLES.replace("\n", "\n\n"))(evaluate)
@@ -67,6 +67,22 @@ def reported_errors() -> Iterator[None]:
     except FedrotError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        out.print(f"fedrot {fedrot.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def entry(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say which fedrot this is."),
+    ] = False,
+) -> None:
+    """Federated LoRA fine-tuning in which clients rotate their factors into a common frame before averaging."""
 
 
 @app.command(epilog=RUN_EXAMPLES.replace("\n", "\n\n"))
