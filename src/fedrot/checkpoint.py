@@ -23,7 +23,7 @@ from torch import Tensor
 from fedrot.core.adapter import Adapter
 from fedrot.errors import AdapterError, OutputError
 from fedrot.methods.base import MethodState
-from fedrot.server import ServerState
+from fedrot.server import Apart, ServerState
 
 FORMAT = 2
 
@@ -60,6 +60,7 @@ def save_checkpoint(directory: Path, state: ServerState, record: Mapping[str, An
             "personal": sorted(client for client, kept in state.personal.items() if kept),
             "numbers": dict(state.method.numbers),
             "optimizer": dict(state.optimizer.numbers),
+            "apart": _apart(state),
             "record": dict(record),
             "order": list(named),
             "same": same,
@@ -129,8 +130,15 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     change = Adapter.from_tensors(groups.get("change", {})).residual
     personal = {client: groups[f"client-{client}"] for client in facts["personal"]}
     optimizer = MethodState(groups.get("optimizer", {}), facts["optimizer"])
-    state = ServerState(facts["round"], adapter, tuple(history), method, change, personal, optimizer)
+    told = facts.get("apart")  # not in older checkpoints
+    apart = Apart(told["run"], dict(told["rounds"])) if told else None
+    state = ServerState(facts["round"], adapter, tuple(history), method, change, personal, optimizer, apart)
     return state, facts["record"]
+
+
+def _apart(state: ServerState) -> dict[str, Any] | None:
+    apart = state.apart
+    return None if apart is None else {"run": apart.run, "rounds": sorted(apart.rounds.items())}
 
 
 def _named(state: ServerState) -> dict[str, Tensor]:

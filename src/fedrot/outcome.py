@@ -24,13 +24,16 @@ def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> Non
     out.print(table)
     final, floor = summary["final"], summary["probe"]
     metric = summary["metric"]["name"]
-    out.print(f"\nfinal test {words(metric)} {final[metric]:.4f} after round {final['round']}")
+    if final:
+        out.print(f"\nfinal test {words(metric)} {final[metric]:.4f} after round {final['round']}")
+    else:
+        out.print("\nno round was evaluated")
     if summary["best_validation_round"] is not None:
         best = summary["best_validation"]
         out.print(
             f"at the best round on validation ({best['round']}): test {words(metric)} {best[metric]:.4f}"
         )
-    if floor:
+    if floor and final:
         out.print(
             _compared("linear probe, same federation without adapter (the floor)", floor, final),
             soft_wrap=True,

@@ -26,6 +26,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.adapter = self.path / "adapter"
         self.personal = self.path / "personal"
+        self.kept = self.path / "kept"
         self.checkpoint = self.path / "checkpoint"
         self.report = self.path / "report.html"
 

@@ -20,6 +20,16 @@ Personal = Mapping[int, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Where clients keep their parts elsewhere, on the nodes of a federation: what the server knows of them."""
+
+    run: str
+    """The name under which nodes keep them; no two runs have the same."""
+    rounds: Mapping[int, int] = field(default_factory=dict[int, int])
+    """By client, the last round in which its update was accepted: it goes on from the parts of that round."""
+
+
+@dataclass(frozen=True)
 class ServerState:
     """Everything that a run carries from one round to the next."""
 
@@ -37,6 +47,8 @@ class ServerState:
     """In a simulation the server's state holds what, in a federation, stays with the clients."""
     optimizer: MethodState = field(default_factory=MethodState)
     """Moments of the server's optimiser."""
+    apart: Apart | None = None
+    """Instead of `personal`, in a federation."""
 
     def to(self, device: torch.device) -> ServerState:
         """The same state with every tensor on `device`."""
@@ -52,6 +64,7 @@ class ServerState:
             {site: Factors(move(f.a), move(f.b)) for site, f in self.change.items()},
             {client: {key: move(t) for key, t in kept.items()} for client, kept in self.personal.items()},
             _moved(self.optimizer, move),
+            self.apart,
         )
 
     def broadcast(self, lag: int = 0) -> Adapter:
@@ -93,6 +106,7 @@ def aggregate(
     history: int = 0,
     residual_rank: int | None = None,
     optimizer: ServerOptimizer | None = None,
+    apart: Apart | None = None,
 ) -> Step:
     """One server step: aggregate the round's updates and move on to the next round.
 
@@ -103,6 +117,7 @@ def aggregate(
         history: earlier broadcasts to keep, if more than the method's own `reference_lag`.
         residual_rank: bound of the accumulated residual's rank; None keeps all of it.
         optimizer: takes the aggregate for a direction; None broadcasts it as it is.
+        apart: before the round, where clients keep their parts elsewhere: the updates then lack them.
     """
     number = state.round + 1
     received = bare(state.adapter)
@@ -115,14 +130,16 @@ def aggregate(
         grown = accumulate(state.adapter.residual, fresh.residual, residual_rank)
         adapter, change, lost = replace(moved, residual=grown.total), grown.change, grown.lost
     keep = max(history, method.reference_lag)
+    accepted = {update.client: number for update in updates}
     after = ServerState(
         number,
         adapter,
         (*state.history, state.adapter)[-keep:] if keep else (),
         method_state,
         change,
-        {**state.personal, **_kept(method, updates, number)},
+        state.personal if apart else {**state.personal, **_kept(method, updates, number)},
         moments,
+        replace(apart, rounds={**apart.rounds, **accepted}) if apart else None,
     )
     return Step(after, replace(fresh, residual=change), lost)
 
@@ -198,10 +215,8 @@ def leveled(adapter: Adapter, like: Adapter) -> Adapter:
     return replace(adapter, sites={site: f.resized(ranks[site]) for site, f in adapter.sites.items()})
 
 
-def _kept(method: Method, updates: Sequence[Update], round: int) -> dict[int, dict[str, Tensor]]:
-    """By client, copies of what it did not upload and keeps for itself."""
-    if not method.laws.personal:
-        return {}
+def own_parts(method: Method, trained: Adapter, round: int) -> dict[str, Tensor]:
+    """Copies of what a client of a personal method keeps for itself of what it trained: all that it does not upload."""
     sent = method.uploads(round)
 
     def stays(key: str) -> bool:
@@ -209,7 +224,10 @@ def _kept(method: Method, updates: Sequence[Update], round: int) -> dict[int, di
             return not method.shares_head
         return not (sent.a if key.endswith("/a") else sent.b)
 
-    return {
-        update.client: {key: t.clone() for key, t in update.adapter.tensors().items() if stays(key)}
-        for update in updates
-    }
+    return {key: tensor.clone() for key, tensor in trained.tensors().items() if stays(key)}
+
+
+def _kept(method: Method, updates: Sequence[Update], round: int) -> dict[int, dict[str, Tensor]]:
+    if not method.laws.personal:
+        return {}
+    return {update.client: own_parts(method, update.adapter, round) for update in updates}

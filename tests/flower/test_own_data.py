@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message
+from rich.console import Console
 
 from fedrot.config import RunConfig, parse_config
+from fedrot.engines.finish import is_score
 from fedrot.engines.flower.app import client_app
 from fedrot.engines.flower.grid import InProcessGrid
 from fedrot.engines.flower.node import NodeSettings
@@ -22,6 +25,7 @@ from fedrot.engines.rounds import RunResult
 from fedrot.engines.run import run
 from fedrot.engines.setup import prepare
 from fedrot.errors import ConfigError, TrainingError
+from fedrot.outcome import print_outcome
 from fedrot.rundir import RunDirectory
 from tests.flower.federation import Heard
 from tests.language import jsonl, rows, tiny_llama
@@ -100,6 +104,22 @@ def test_nodes_with_their_own_files_give_the_adapter_of_one_machine_that_has_the
     for mine, theirs in zip(local.records, flower.records, strict=True):
         assert mine["accuracy"] == theirs["accuracy"]
     assert flower.summary["examples"]["train"] == local.summary["examples"]["train"]
+
+
+def test_own_parts_of_clients_are_trained_and_not_scored_where_no_node_has_a_test_split(
+    apart: Make, tables: Path, tmp_path: Path
+) -> None:
+    config = apart(method={"name": "fedsa"}, federation__rounds=2, output={"report": True})
+    heard = Heard()
+    settings = [replace(one, kept=str(tmp_path / one.name)) for one in nodes(tables, model=config.model.path)]
+    result = federate(config, settings, tmp_path / "run", observer=heard)
+    assert any("clients' own models are not evaluated" in note for note in heard.notes)
+    assert [record["client_ids"] for record in result.records] == [[0, 1, 2]] * 2
+    assert not any(is_score(name) for record in result.records for name in record)
+    assert all(len(list((tmp_path / one.name).rglob("*.safetensors"))) == 2 for one in settings)
+    shown = io.StringIO()
+    print_outcome(Console(file=shown), result.directory, result.summary)
+    assert "no round was evaluated" in shown.getvalue()
 
 
 def test_several_clients_of_a_node_share_its_data(apart: Make, tables: Path, tmp_path: Path) -> None:

@@ -73,8 +73,10 @@ def answer(config: RunConfig, settings: NodeSettings) -> tuple[Worker, RecordDic
         base=fingerprint(federation.base),
         recipe=config.to_toml(),
         labels=list(federation.task.labels),
+        run="",
         round=2,
         clients=[0],
+        kept=[0],
         scale=federation.initial.scale,
     )
     return worker, worker.handle(

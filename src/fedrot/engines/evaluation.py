@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,10 +11,20 @@ from torch import Tensor
 from fedrot.core.adapter import Adapter, normalise
 from fedrot.engines.setup import Federation, Split
 from fedrot.evaluate import expected_accuracy, predict
-from fedrot.server import ServerState, starts
+from fedrot.server import Personal, ServerState, starts
 from fedrot.tasks import recalls
 
 Kind = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one model scores on one split."""
+
+    scores: Mapping[str, float]
+    """The task's metrics and `loss`."""
+    recall: Tensor | None = None
+    """Where examples have classes, the share of each that is right: `(classes,)` float64, NaN for one without any."""
 
 
 def evaluate_state(federation: Federation, state: ServerState) -> dict[str, float]:
@@ -25,37 +35,63 @@ def evaluate_state(federation: Federation, state: ServerState) -> dict[str, floa
     averaged over all clients with their aggregation weights. Where clients keep a part of the model, every figure is
     the weighted mean over all clients, each with its own model.
     """
-    test = _scores(federation, state, federation.test)
+    return recorded({name: _scores(federation, state, split) for name, split in tested(federation).items()})
+
+
+def tested(federation: Federation) -> dict[str, Split]:
+    """The splits that models are tested on; `test` is the first."""
+    validation = {} if federation.validation is None else {"validation": federation.validation}
+    return {"test": federation.test, **validation, **federation.further}
+
+
+def recorded(by_split: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Scores of every split under the names that they have in a record."""
+    test = by_split["test"]
     record = {name: value for name, value in test.items() if name != "loss"} | {"eval_loss": test["loss"]}
-    if federation.validation is not None:
-        validation = _scores(federation, state, federation.validation)
-        record |= {f"validation_{name}": value for name, value in validation.items()}
-    for split, data in federation.further.items():
-        record |= {f"{split}_{name}": value for name, value in _scores(federation, state, data).items()}
+    for split, scores in by_split.items():
+        if split != "test":
+            record |= {f"{split}_{name}": value for name, value in scores.items()}
     return record
 
 
+def see(federation: Federation, adapter: Adapter, split: Split) -> Seen:
+    """Let a model answer a whole split."""
+    batch, objective = federation.config.federation.evaluate_batch, federation.objective
+    observed = predict(federation.crew, objective, adapter, split.data, batch=batch, cache=split.cache)
+    scores = objective.metrics(observed, split.data)
+    return Seen(scores, recalls(observed, split.data.labels).cpu() if federation.task.labels else None)
+
+
+def averaged(federation: Federation, clients: Sequence[int], each: Sequence[Seen]) -> dict[str, float]:
+    """The weighted mean over clients of what each one's own model scores on a split, and `local_accuracy`.
+
+    Args:
+        federation: knows the clients' weights and their mixes of labels.
+        clients: those meant; there is at least one.
+        each: of every one of them.
+    """
+    weights = _weights(federation, clients)
+    scores = {name: _mean([seen.scores[name] for seen in each], weights) for name in each[0].scores}
+    return scores | _local(federation, clients, [seen.recall for seen in each])
+
+
+def own_model(received: Adapter, personal: Personal, client: int, rank: int | None) -> Adapter:
+    """A client's own model: what it received, at its rank, with what it keeps to itself in place."""
+    own = starts(received, personal, [client], rank)
+    return replace(own.select(0) if own.batch else own, residual=received.residual)
+
+
 def _scores(federation: Federation, state: ServerState, split: Split) -> dict[str, float]:
-    objective = federation.objective
-    weights = normalise(federation.weights, federation.clients)
+    everyone = range(federation.clients)
     if not federation.method.laws.personal:
-        kinds: list[Kind] = [(None, None)]
-        seen = {kinds[0]: _observed(federation, state.adapter, split)}
-        scores = objective.metrics(seen[kinds[0]], split.data)
-    else:
-        kinds = [_kind(federation, state, client) for client in range(federation.clients)]
-        one_of = {kind: client for client, kind in enumerate(kinds)}
-        seen = {kind: _observed(federation, _own(federation, state, c), split) for kind, c in one_of.items()}
-        singles = {kind: objective.metrics(observed, split.data) for kind, observed in seen.items()}
-        each = [singles[kind] for kind in kinds]
-        scores = {name: _mean([single[name] for single in each], weights) for name in each[0]}
-    if not federation.task.labels:
-        return scores
-    by_kind = {kind: recalls(logits, split.data.labels).cpu() for kind, logits in seen.items()}
-    recall = torch.stack([by_kind[kind] for kind in kinds])
-    counts = federation.label_counts()
-    local = expected_accuracy(recall.expand(federation.clients, -1), counts, weights)
-    return scores if local is None else scores | {"local_accuracy": local}
+        seen = see(federation, state.adapter, split)
+        return {**seen.scores, **_local(federation, everyone, [seen.recall] * federation.clients)}
+    kinds = [_kind(federation, state, client) for client in everyone]
+    by_kind: dict[Kind, Seen] = {}
+    for kind, client in {kind: client for client, kind in enumerate(kinds)}.items():
+        model = own_model(state.adapter, state.personal, client, federation.ranks[client])
+        by_kind[kind] = see(federation, model, split)
+    return averaged(federation, everyone, [by_kind[kind] for kind in kinds])
 
 
 def _kind(federation: Federation, state: ServerState, client: int) -> Kind:
@@ -63,15 +99,21 @@ def _kind(federation: Federation, state: ServerState, client: int) -> Kind:
     return federation.ranks[client], client if client in state.personal else None
 
 
+def _local(
+    federation: Federation, clients: Sequence[int], recalls: Sequence[Tensor | None]
+) -> dict[str, float]:
+    """`local_accuracy` of these clients, where examples have classes and somebody's mix of them is known."""
+    known = [recall for recall in recalls if recall is not None]
+    if not known:
+        return {}
+    counts = federation.label_counts()[list(clients)]
+    local = expected_accuracy(torch.stack(known), counts, _weights(federation, clients))
+    return {} if local is None else {"local_accuracy": local}
+
+
+def _weights(federation: Federation, clients: Sequence[int]) -> list[float]:
+    return normalise([federation.weight(client) for client in clients], len(clients))
+
+
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
-
-
-def _observed(federation: Federation, adapter: Adapter, split: Split) -> Tensor:
-    batch = federation.config.federation.evaluate_batch
-    return predict(federation.crew, federation.objective, adapter, split.data, batch=batch, cache=split.cache)
-
-
-def _own(federation: Federation, state: ServerState, client: int) -> Adapter:
-    own = starts(state.adapter, state.personal, [client], federation.ranks[client])
-    return replace(own.select(0) if own.batch else own, residual=state.adapter.residual)

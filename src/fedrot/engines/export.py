@@ -29,7 +29,7 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
         merge: write a whole model with `scale * b @ a` added to its weights.
 
     Raises:
-        OutputError: no run, no finished round, or `out` is occupied.
+        OutputError: no run, no finished round, `out` is occupied, or nothing to merge since clients have the rest.
     """
     run = RunDirectory(directory)
     if not run.config.exists():
@@ -38,6 +38,11 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
     if checkpoint is None:
         raise OutputError(f"'{run.path}' has no finished round yet; continue it with --resume")
     config = load_config(run.config)
+    if merge and checkpoint.state.apart is not None:
+        raise OutputError(
+            f"--merge: clients of method {config.method.name!r} keep a part of the model on their nodes, and what they "
+            "share is no trained model without it; export the shared part without --merge"
+        )
     target = Path(out) if out else run.path / ("merged" if merge else "adapter")
     if (out or merge) and not is_free(target):
         raise OutputError(f"'{target}' is not empty, or no folder; choose another --out")

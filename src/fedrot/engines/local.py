@@ -12,6 +12,7 @@ from fedrot.engines.rounds import RunResult, Train, run_rounds
 from fedrot.engines.setup import Federation, check_data_is_here, prepare
 from fedrot.engines.shared import Shared
 from fedrot.engines.training import Clients, Task, train_all
+from fedrot.errors import OutputError
 from fedrot.participation import cohorts
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState, starts
@@ -51,6 +52,11 @@ def in_process(federation: Federation, observer: Observer) -> Train:
     members = Clients.of(federation)
 
     def train(state: ServerState, round: Round) -> None:
+        if state.apart is not None:
+            raise OutputError(
+                "this run was begun over Flower, and what its clients keep to themselves lies with the nodes; go on "
+                "with engine.name = 'flower' or `fedrot deploy run --resume`, or start a new run"
+            )
         for cohort in cohorts(round.participation, federation.ranks):
             received = state.broadcast(cohort.lag)
             # A stale update is aligned to what its fellows hold now, not to what it was computed from.

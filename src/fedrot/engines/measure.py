@@ -58,9 +58,14 @@ def _told(round: Round) -> dict[str, Any]:
 def _errors(
     round: Round, before: ServerState, sent: Trainable, weights: Sequence[float], step: Step
 ) -> dict[str, float]:
-    """The errors of aggregation; of a mean of uploads that nobody saw, only what rounding may have added to it."""
+    """The errors of aggregation; of a mean of uploads that nobody saw, only what rounding may have added to it.
+
+    Nothing where clients keep one factor on their nodes.
+    """
     if round.summed:
         return {"secure_rounding": round.rounding}
+    if round.apart is not None:  # half of every product was never seen
+        return {}
     uploads = of_one_rank([update.adapter for update in round.updates], before.adapter, sent)
     error = _error(round, uploads, weights, step)
     return {

@@ -15,6 +15,7 @@ from fedrot.core.diagnostics import drift
 from fedrot.errors import AdapterError
 from fedrot.methods import Method, Update, Upload
 from fedrot.participation import Participation
+from fedrot.server import Apart
 
 
 class Round:
@@ -32,6 +33,8 @@ class Round:
             rotation, no steps, and not whether training failed.
         summed: clients of whose updates only the weighted mean is known, which is then the one update.
         rounding: with `summed`, by how much the mean may be off at most, see `fedrot.secagg`.
+        apart: with a personal method on nodes, what the server knows of the parts that clients keep there. Updates
+            then hold the broadcast's in their place.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Round:
         self.traffic: dict[str, int] | None = None
         self.summed: tuple[int, ...] = ()
         self.rounding = 0.0
+        self.apart: Apart | None = None
         self.ranks = ranks
         self.messages: dict[int | None, Adapter] = {}
         self.sizes: list[Tensor] = []

@@ -28,6 +28,9 @@ Train = Callable[[ServerState, Round], None]
 """Lets the reporting clients of a round train from a state, and adds what they send to the round. A client that does
 not report after all is dropped from it."""
 
+Evaluate = Callable[[ServerState], dict[str, Any]]
+"""Scores of a state, as they are recorded."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -47,6 +50,7 @@ def run_rounds(
     observer: Observer,
     *,
     resume: bool = False,
+    evaluate: Evaluate | None = None,
 ) -> RunResult:
     """Run all rounds that are left, and write the run directory.
 
@@ -56,6 +60,7 @@ def run_rounds(
         train: the engine.
         observer: told of progress.
         resume: continue from the newest whole checkpoint, if there is one.
+        evaluate: the engine's own way; None for `evaluate_state`.
 
     Raises:
         FedrotError: as its parts do. `KeyboardInterrupt` is passed on once the adapter and the report of the last
@@ -75,7 +80,7 @@ def run_rounds(
     try:
         with tracking(config, run.path, state.round, observer.note) as track:
             while state.round < config.federation.rounds:
-                state, record = run_round(federation, state, train)
+                state, record = run_round(federation, state, train, evaluate)
                 save_checkpoint(run.checkpoint, state, record, keep=config.output.keep_checkpoints)
                 run.append(record)
                 records.append(record)
@@ -104,7 +109,9 @@ def _start(
     return checkpoint.state.to(device), run.rewind(checkpoint.state.round, checkpoint.record)
 
 
-def run_round(federation: Federation, state: ServerState, train: Train) -> tuple[ServerState, dict[str, Any]]:
+def run_round(
+    federation: Federation, state: ServerState, train: Train, evaluate: Evaluate | None = None
+) -> tuple[ServerState, dict[str, Any]]:
     """One round: choose clients, let them train, aggregate what they sent, evaluate."""
     started, config, number = time.perf_counter(), federation.config, state.round + 1
     part = participate(config.federation, config.seed, number, federation.clients, len(state.history))
@@ -127,6 +134,7 @@ def run_round(federation: Federation, state: ServerState, train: Train) -> tuple
             history=config.federation.stale_rounds if config.federation.stale else 0,
             residual_rank=config.lora.residual_rank,
             optimizer=federation.optimizer,
+            apart=round.apart,
         )
         after, record = step.state, measure(round, state, step, full=federation.full) | told
         if config.output.diagnostics:
@@ -134,7 +142,7 @@ def run_round(federation: Federation, state: ServerState, train: Train) -> tuple
     training = time.perf_counter() - started
     record = {"round": number, **record, **spent(federation, number)}
     if number % config.federation.evaluate_every == 0 or number == config.federation.rounds:
-        record |= evaluate_state(federation, after)
+        record |= evaluate_state(federation, after) if evaluate is None else evaluate(after)
     federation.crew.unload()
     record |= {"training_seconds": training, "seconds": time.perf_counter() - started}
     return after, record

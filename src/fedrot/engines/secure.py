@@ -26,6 +26,11 @@ def check_secure(config: RunConfig, method: Method) -> None:
             f"{key}: with engine.backend = {config.engine.backend!r} a client's process does not last from message to "
             "message of a round; use 'inline'"
         )
+    if method.laws.personal:
+        raise ConfigError(
+            f"{key}: clients of {_named(config, method)} keep parts of the model to themselves, which is not joined "
+            f"with secure aggregation; use {_able()}"
+        )
     if not method.secure_aggregation:
         raise ConfigError(
             f"{key}: the server of {_named(config, method)} needs every single upload; use {_able()}"
@@ -62,5 +67,5 @@ def _able() -> str:
 
 
 def _suits(laws: Laws) -> bool:
-    """Over Flower, where no method runs that leaves parts of the model with clients."""
+    """Whether the server needs sums alone, and clients keep nothing."""
     return laws.secure_aggregation and not laws.personal

@@ -23,7 +23,7 @@ def save_adapter(
     """Write the federation's adapter.
 
     Where clients keep a part to themselves, it holds the weighted mean of those parts around the shared one, and its
-    card says so: it is no client's own model.
+    card says so: it is no client's own model. Where those parts lie on nodes it holds the shared one alone.
 
     Args:
         directory: to write to.
@@ -38,6 +38,11 @@ def save_adapter(
         card["note"] = (
             f"Method {config.method.name!r} leaves a part of the model with each client. This adapter holds the "
             f"weighted mean of the parts of {len(state.personal)} clients around what they share: no client's own."
+        )
+    if state.apart is not None:
+        card["note"] = (
+            f"Method {config.method.name!r} leaves a part of the model with each client, on its node. This adapter "
+            "holds what they share, and the start of the rest: it is no trained model."
         )
     save_peft(directory, represented(state, weights, ranks), base, config.lora, card)
 

@@ -39,11 +39,14 @@ def client_app(worker_of: WorkerOf) -> ClientApp:
 
     app.query("hello")(handle)
     app.train()(handle)
+    app.evaluate()(handle)
     app.train("secure")(handle)
     return app
 
 
-def worker_of_process(message: Message, context: Context, *, trusts_recipe: bool = False) -> Worker:
+def worker_of_process(
+    message: Message, context: Context, *, trusts_recipe: bool = False, kept: str | None = None
+) -> Worker:
     """The worker of this process for a node, made when first needed and kept.
 
     The node's configuration is `node = "<folder with node.toml>"`; or `clients = "0-4"`; or, in Flower's simulation,
@@ -53,6 +56,7 @@ def worker_of_process(message: Message, context: Context, *, trusts_recipe: bool
         message: holds the recipe, and so the number of clients.
         context: holds the node's configuration.
         trusts_recipe: whoever wrote the recipe also runs this node, so that it may name files.
+        kept: the folder of what clients keep to themselves, unless the node has a folder of its own.
 
     Raises:
         ConfigError: none of these is there.
@@ -68,6 +72,7 @@ def worker_of_process(message: Message, context: Context, *, trusts_recipe: bool
                 clients=_clients(message, context),
                 device=str(config.get("device", "auto")),
                 trusts_recipe=trusts_recipe,
+                kept=kept,
             )
         _workers[key] = Worker(settings)
     return _workers[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, cast
 
@@ -17,6 +17,9 @@ from fedrot.errors import AdapterError
 
 HELLO = "query.hello"
 TRAIN = "train"
+EXAMINE = "evaluate"
+REFUSED = "refused"
+"""The record that says, by client, why it does not do as it was asked."""
 FACTS = "fedrot"
 """The record that holds everything but arrays and measurements."""
 
@@ -51,14 +54,20 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Order:
-    """Train these clients. It names all that a node must have, so that one which just started can begin."""
+    """Train these clients, or examine their models. It names all that a node must have, so that one which just started
+    can begin."""
 
     version: str
     base: str
     recipe: str
     labels: list[str]
+    run: str
+    """The name under which clients keep parts of the model to themselves; empty where the method leaves them none."""
     round: int
+    """To train, counted from 1; of an examination the last finished one."""
     clients: list[int]
+    kept: list[int]
+    """Of each client the round whose parts it goes on from, 0 for none."""
     scale: float
 
 
@@ -214,3 +223,15 @@ def array_record(content: RecordDict, name: str, where: str) -> ArrayRecord:
     if record is None:
         raise AdapterError(f"{where}: no arrays {name!r}")
     return record
+
+
+def pack_refusals(refusals: Mapping[int, str]) -> ConfigRecord:
+    """Why clients of a node do not do as they were asked."""
+    return ConfigRecord({str(client): why for client, why in refusals.items()})
+
+
+def unpack_refusals(content: RecordDict, clients: Sequence[int]) -> dict[int, str]:
+    """Which of `clients` do not do as they were asked, and why."""
+    record = content.config_records.get(REFUSED)
+    found = {} if record is None else {client: record.get(str(client)) for client in clients}
+    return {client: str(why)[:300] for client, why in found.items() if why is not None}

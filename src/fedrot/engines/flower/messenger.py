@@ -49,7 +49,7 @@ class Messenger:
     def start(self) -> None:
         """A new round."""
         self.traffic = {"bytes_up": 0, "bytes_down": 0}
-        self._forget()
+        self.forget()
 
     def await_one(self, nodes: set[int]) -> None:
         """Wait until one of `nodes` is not busy, for as long as nodes have to answer."""
@@ -57,9 +57,9 @@ class Messenger:
         while nodes <= self.busy and time.monotonic() < until:
             time.sleep(pause)
             pause = min(0.2, 1.5 * pause)
-            self._forget()
+            self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop late messages that have been answered since, or whose node has left."""
         if not self._late:
             return

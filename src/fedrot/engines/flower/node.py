@@ -47,6 +47,8 @@ class NodeSettings:
     """Goes with `epsilon`."""
     ledger: str | None = None
     """The file in which what they have spent is kept; needed with `epsilon`."""
+    kept: str | None = None
+    """The folder of what its clients keep to themselves from round to round. None: it ends with the process."""
 
     def admit(self, config: RunConfig) -> RunConfig:
         """The recipe as this node runs it: its own data, model and device, and no file that the server named.
@@ -165,6 +167,7 @@ def load_node(directory: str | Path) -> Node:
         epsilon=file.epsilon,
         delta=file.delta,
         ledger=str(directory / file.state / "privacy.json"),
+        kept=str(directory / file.state / "kept"),
     )
     return Node(
         settings=settings,

@@ -34,12 +34,18 @@ class Local:
     base: str
     """Digest of the base model, taken before anything is folded into it."""
     device: torch.device
+    federation: Federation | None = None
+    """With the splits to test on; None where this node has training data alone."""
 
     @classmethod
     def of(cls, federation: Federation) -> Local:
         """A node that shares the server's process and hosts whom it is asked to train."""
         return cls(
-            Clients.of(federation), federation.initial, fingerprint(federation.base), federation.base.device
+            Clients.of(federation),
+            federation.initial,
+            fingerprint(federation.base),
+            federation.base.device,
+            federation,
         )
 
 

@@ -57,7 +57,7 @@ def run_ray(config: RunConfig, run: RunDirectory, observer: Observer, *, resume:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     run_simulation(
         server_app=server,
-        client_app=client_app(partial(worker_of_process, trusts_recipe=True)),
+        client_app=client_app(partial(worker_of_process, trusts_recipe=True, kept=str(run.kept.absolute()))),
         num_supernodes=nodes,
         backend_name="ray",
         backend_config={"client_resources": resources, "init_args": {"include_dashboard": False}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
@@ -24,7 +25,7 @@ from fedrot.engines.secure import check_secure
 from fedrot.engines.setup import Federation, check_data_is_here, prepare
 from fedrot.engines.trackers import check_trackers
 from fedrot.errors import ConfigError
-from fedrot.methods import build, methods
+from fedrot.methods import build
 from fedrot.privacy import check_secret
 from fedrot.rundir import RunDirectory
 
@@ -41,7 +42,7 @@ def run_flower(
         observer: told of progress.
 
     Raises:
-        FedrotError: as its parts do, and where a method keeps parts of the model with clients.
+        FedrotError: as its parts do.
     """
     observer = observer or Observer()
     check_data_is_here(config)
@@ -52,7 +53,8 @@ def run_flower(
         return run_ray(config, run, observer, resume=resume)
     observer.preparing("reading data and base model")
     federation = prepare(config)
-    return serve(in_process_grid(federation), federation, run, observer, resume=resume, patient=False)
+    grid = in_process_grid(federation, run.kept)
+    return serve(grid, federation, run, observer, resume=resume, patient=False)
 
 
 def run_over(
@@ -85,11 +87,14 @@ def check_flower(config: RunConfig) -> None:
     """
     method = build(config.method.name, config.method.options, config.seed)
     if method.laws.personal:
-        able = ", ".join(repr(name) for name, cls in methods().items() if not cls.laws.personal)
-        raise ConfigError(
-            f"method.name = {method.name!r}: it leaves parts of the model with clients, and what nodes keep is not "
-            f"evaluated or saved over Flower yet; use engine.name = 'local', or one of {able}"
-        )
+        for key, why in (("personal", "written"), ("samples", "let speak")):
+            if value := getattr(config.output, key):
+                shown = str(value).lower()
+                raise ConfigError(
+                    f"output.{key} = {shown}: what clients of method.name = {method.name!r} keep to themselves stays "
+                    f"on their nodes over Flower, and cannot be {why} by the server; use engine.name = 'local', or "
+                    "leave it out"
+                )
     check_compat(config)
     check_secure(config, method)
     if config.output.diagnostics:
@@ -99,16 +104,20 @@ def check_flower(config: RunConfig) -> None:
         )
 
 
-def in_process_grid(federation: Federation) -> InProcessGrid:
+def in_process_grid(federation: Federation, kept: Path | None = None) -> InProcessGrid:
     """Nodes in this process that share the server's base model and data.
 
     There are `engine.nodes` of them, or one for each group of clients that train stacked.
+
+    Args:
+        federation: the server's.
+        kept: the folder of what clients keep to themselves; None has it end with the grid.
     """
     local = Local.of(federation)
     count = federation.config.engine.nodes or math.ceil(federation.clients / federation.group_size)
-    shares = blocks(federation.clients, count)
+    shares, folder = blocks(federation.clients, count), None if kept is None else str(kept)
     workers = [
-        Worker(NodeSettings(f"node-{index}", share, trusts_recipe=True), local)
+        Worker(NodeSettings(f"node-{index}", share, trusts_recipe=True, kept=folder), local)
         for index, share in enumerate(shares)
     ]
 
@@ -143,9 +152,25 @@ def serve(
         TrainingError: too few nodes, or all clients of a round rejected.
     """
     roster = Roster(grid, federation, observer, patient=patient)
+    for note in _of_personal(federation):
+        observer.note(note)
     roster.gather()
     federation = replace(
         federation, ranks=roster.ranks(federation.ranks), examples=roster.examples() or federation.examples
     )
     session = Session(grid, federation, roster, observer)
-    return run_rounds(federation, run, session.train, observer, resume=resume)
+    return run_rounds(federation, run, session.train, observer, resume=resume, evaluate=session.evaluate)
+
+
+def _of_personal(federation: Federation) -> list[str]:
+    """What whoever runs a method that leaves parts of the model with clients should know."""
+    if not federation.method.laws.personal:
+        return []
+    what = f"method {federation.method.name!r} leaves a part of the model with each client, on its node"
+    told = [f"{what}: adapter/ will hold what they share, and the start of the rest"]
+    if federation.data_with_nodes:
+        told.append(
+            "with task.data = 'nodes' no node has a test split: clients' own models are not evaluated, and the record "
+            "holds no scores"
+        )
+    return told

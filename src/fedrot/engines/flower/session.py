@@ -6,37 +6,37 @@ must look like before anything is done with it, is decided here.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedrot.core.adapter import Adapter
+from fedrot.engines.flower.examiner import Examiner
 from fedrot.engines.flower.messages import (
     FACTS,
     TRAIN,
-    Order,
     array_record,
     metrics_name,
-    pack_broadcast,
+    unpack_refusals,
     unpack_told,
     upload_name,
-    written,
 )
 from fedrot.engines.flower.messenger import Messenger, Request
+from fedrot.engines.flower.orders import Orders
 from fedrot.engines.flower.records import from_arrays, shapes
 from fedrot.engines.flower.roster import Peer, Roster
 from fedrot.engines.flower.secagg.uploads import SecureUploads
 from fedrot.engines.flower.secagg.wire import RULES
-from fedrot.engines.flower.versions import version
 from fedrot.engines.observer import Observer
 from fedrot.engines.round import Round
 from fedrot.engines.setup import Federation
-from fedrot.errors import AdapterError
+from fedrot.errors import AdapterError, OutputError
 from fedrot.methods import Update
-from fedrot.participation import Cohort, cohorts
-from fedrot.server import ServerState, bare, truncated
+from fedrot.participation import cohorts
+from fedrot.server import Apart, ServerState, bare
 from fedrot.wire import uploaded
 
 
@@ -57,8 +57,10 @@ class Session:
         self._federation = federation
         self._roster = roster
         self._observer = observer
-        self._recipe = federation.config.to_toml()
         self._messenger = Messenger(grid, federation.config.engine.deadline)
+        self._orders = Orders(federation, roster, self._messenger)
+        self._name = secrets.token_hex(16)
+        self.evaluate = Examiner(federation, roster, self._messenger, self._orders, observer).evaluate
 
     def train(self, state: ServerState, round: Round) -> None:
         """Let the reporting clients of a round train, and take in what they send until the deadline.
@@ -69,8 +71,10 @@ class Session:
 
         Raises:
             TrainingError: no node that hosts one of these clients joined within `engine.wait` seconds.
+            OutputError: the state was made by the local engine and holds what clients keep.
         """
         self._messenger.start()
+        apart = round.apart = self._apart(state)
         reporting = round.participation.reporting
         self._roster.refresh(reporting)
         if nodes := {peer.node for client in reporting if (peer := self._roster.host(client)) is not None}:
@@ -78,7 +82,7 @@ class Session:
         placed = [
             (cohort, hosts)
             for cohort in cohorts(round.participation, self._federation.ranks)
-            if (hosts := self._hosts(cohort, round))
+            if (hosts := self._orders.hosts(cohort.clients, round.drop))
         ]
         peers = {c: peer for _, hosts in placed for peer, clients in hosts.items() for c in clients}
         if self._federation.config.privacy.secure_aggregation and len(peers) < 2:
@@ -88,10 +92,10 @@ class Session:
         secure = self._secure(state, round, peers)
         asked: list[_Asked] = []
         for cohort, hosts in placed:
-            received, arrays = self._broadcast(cohort, state)
+            received, arrays = self._orders.broadcast(cohort, state)
             discount = self._federation.config.federation.stale_weight**cohort.lag
             for peer, clients in hosts.items():
-                order = written(self._order(clients, received, round.number))
+                order = self._orders.order(clients, received, round.number, apart)
                 rules = {} if secure is None else {RULES: secure.rules}
                 content = RecordDict({FACTS: order, **arrays, **rules})
                 asked.append(_Asked(peer, content, clients, received, discount))
@@ -102,6 +106,17 @@ class Session:
             for who, why in secure.finish().items():
                 self._observer.note(f"round {round.number}: {who}: {why}")
         round.traffic = self._messenger.traffic
+
+    def _apart(self, state: ServerState) -> Apart | None:
+        """What is known of the parts that clients keep on their nodes; None where the method leaves them none."""
+        if state.personal:
+            raise OutputError(
+                "this run was begun by the local engine, and its checkpoint holds what the clients keep to themselves; "
+                "nodes do not have it: go on with engine.name = 'local', or start a new run"
+            )
+        if not self._federation.method.laws.personal:
+            return None
+        return state.apart or Apart(self._name)
 
     def _progress(self, round: Round) -> Callable[[Request], None]:
         chosen, done = len(round.participation.reporting), 0
@@ -129,40 +144,6 @@ class Session:
         weights = [peer.weight(client, config.federation.weighting) for client, peer in hosts.items()]
         return SecureUploads(self._federation, round, bare(state.adapter), nodes, weights, exchange)
 
-    def _hosts(self, cohort: Cohort, round: Round) -> Mapping[Peer, tuple[int, ...]]:
-        """A cohort's clients by the node that trains them; the others are dropped."""
-        busy = self._messenger.busy
-        found: dict[Peer, list[int]] = {}
-        for client in cohort.clients:
-            peer = self._roster.host(client)
-            if peer is None:
-                round.drop(client, "no node hosts it now")
-            elif peer.node in busy:
-                round.drop(client, f"node {peer.name!r} has not answered an earlier round yet")
-            else:
-                found.setdefault(peer, []).append(client)
-        return {peer: tuple(clients) for peer, clients in found.items()}
-
-    def _broadcast(self, cohort: Cohort, state: ServerState) -> tuple[Adapter, dict[str, ArrayRecord]]:
-        """What a cohort receives, without its residual, and the arrays to send."""
-        lag = self._federation.method.reference_lag
-        received = truncated(state.broadcast(cohort.lag), cohort.rank)
-        # A stale update is aligned to what its fellows hold now, not to what it was computed from.
-        target = truncated(state.broadcast(0 if cohort.lag else lag), cohort.rank)
-        arrays = pack_broadcast(received, bare(target) if cohort.lag or lag else None)
-        return bare(received), arrays
-
-    def _order(self, clients: tuple[int, ...], received: Adapter, number: int) -> Order:
-        return Order(
-            version=version(),
-            base=self._roster.base,
-            recipe=self._recipe,
-            labels=list(self._federation.task.labels),
-            round=number,
-            clients=list(clients),
-            scale=received.scale,
-        )
-
     def _take(
         self, asked: _Asked, reply: RecordDict | str, round: Round, secure: SecureUploads | None
     ) -> None:
@@ -176,7 +157,12 @@ class Session:
         if secure is not None:
             secure.take(reply, asked.clients, where)
             return
+        refused = unpack_refusals(reply, asked.clients)
         for client in asked.clients:
+            if client in refused:
+                round.drop(client, refused[client])
+                self._observer.note(f"round {round.number}: {refused[client]}")
+                continue
             try:
                 update, told = self._update(client, asked, reply, round.number, where)
                 round.receive(update, told)

@@ -1,29 +1,31 @@
-"""What a node does: it keeps base model and data ready, introduces itself, and trains its clients when asked."""
+"""What a node does: it keeps base model and data ready, introduces itself, trains and tests clients when asked."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flwr.app import RecordDict
 from torch import Tensor
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
-from fedrot.core.alignment import SiteRotation
-from fedrot.core.diagnostics import drift
+from fedrot.engines.evaluation import own_model, see, tested
 from fedrot.engines.flower.budget import Budget
+from fedrot.engines.flower.kept import Kept
+from fedrot.engines.flower.marks import pack_marks
 from fedrot.engines.flower.messages import (
+    EXAMINE,
     FACTS,
     HELLO,
+    REFUSED,
     TRAIN,
     Hello,
     Order,
-    Told,
     Welcome,
     metrics_name,
+    pack_refusals,
     pack_told,
     read,
     recipe_digest,
@@ -36,14 +38,14 @@ from fedrot.engines.flower.node_data import Local, prepare_node
 from fedrot.engines.flower.records import to_arrays
 from fedrot.engines.flower.secagg.parties import Parties, Share
 from fedrot.engines.flower.secagg.wire import SECURE, unpack_rules
+from fedrot.engines.flower.sends import sends, share
 from fedrot.engines.flower.versions import version
 from fedrot.engines.shared import Shared
-from fedrot.engines.training import Group, Task, train_all
-from fedrot.errors import AdapterError, ConfigError, ModelError, SecureAggregationError
+from fedrot.engines.training import Task, train_all
+from fedrot.errors import AdapterError, ConfigError, DataError, ModelError, SecureAggregationError
 from fedrot.privacy import check_secret
-from fedrot.server import bare
+from fedrot.server import bare, starts
 from fedrot.tasks.own import NODES
-from fedrot.wire import uploaded
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class _Held:
 class Worker:
     """Serves one node. It lives as long as the node does, so that nothing is loaded twice.
 
-    A worker answers messages one at a time. Nothing of a round outlasts its reply, but in a round of secure aggregation
-    the vectors and keys of this node's clients, until its last message or the next round.
+    A worker answers messages one at a time. Nothing of a round outlasts its reply but what a method leaves with clients
+    (`Kept`) and, in a round of secure aggregation, the vectors and keys of this node's clients, until its last message
+    or the next round.
     """
 
     def __init__(self, settings: NodeSettings, local: Local | None = None) -> None:
@@ -74,6 +77,7 @@ class Worker:
         self._held: _Held | None = None
         self._budget = Budget(settings)
         self._parties = Parties(self._where)
+        self._kept = Kept(settings.kept, self._where)
 
     def handle(self, message_type: str, content: RecordDict) -> RecordDict:
         """The reply to a message.
@@ -86,9 +90,11 @@ class Worker:
             return self._hello(read(Hello, content, self._where))
         if message_type == TRAIN:
             return self._train(content)
+        if message_type == EXAMINE:
+            return self._examine(content)
         if message_type == SECURE:
             return self._parties.handle(content)
-        known = ", ".join(repr(kind) for kind in (HELLO, TRAIN, SECURE))
+        known = ", ".join(repr(kind) for kind in (HELLO, TRAIN, EXAMINE, SECURE))
         raise AdapterError(f"{self._where}: message type {message_type!r}: expected one of {known}")
 
     @property
@@ -111,6 +117,65 @@ class Worker:
         return RecordDict({FACTS: written(told)})
 
     def _train(self, content: RecordDict) -> RecordDict:
+        order, local, received = self._read(content)
+        where = f"{self._where}, round {order.round}"
+        reference = unpack_adapter(content, "reference", local.initial, order.scale, where)
+        aligned_to = received if reference is None else reference.map(lambda tensor: tensor.to(local.device))
+        rules = unpack_rules(content, where)
+        if local.clients.config.privacy.secure_aggregation != (rules is not None):
+            raise SecureAggregationError(
+                f"{where}: the recipe has privacy.secure_aggregation = "
+                f"{str(rules is None).lower()}, the server asks otherwise"
+            )
+        own, refused = self._own(order, received)
+        self._budget.spend(list(own), local.clients.config.privacy)
+        reply, hidden = RecordDict(), dict[int, Share | str]()
+
+        def task_of(clients: tuple[int, ...]) -> Task:
+            return Task(order.round, clients, received, starts(received, own, clients, None), aligned_to)
+
+        started = dict(zip(order.clients, order.kept, strict=True))
+        with closing(train_all(local.clients, order.round, list(own), task_of)) as results:
+            for sent in (sent for _, group in results for sent in sends(group, local, order.round)):
+                if sent.told is not None:
+                    reply[metrics_name(sent.client)] = pack_told(sent.told)
+                if rules is None:
+                    reply[upload_name(sent.client)] = to_arrays(sent.arrays)
+                else:
+                    hidden[sent.client] = share(sent, local)
+                if sent.keeps:
+                    self._kept.save(order.run, sent.client, started[sent.client], order.round, sent.keeps)
+        if rules is not None:
+            self._parties.join(reply, rules.session(order.round), hidden)
+        elif refused:
+            reply[REFUSED] = pack_refusals(refused)
+        local.clients.crew.unload()
+        return reply
+
+    def _examine(self, content: RecordDict) -> RecordDict:
+        order, local, received = self._read(content)
+        if local.federation is None:
+            raise DataError(
+                f"{self._where} has no test split to examine its clients' own models on: its data is its clients' alone"
+            )
+        own, refused = self._own(order, received)
+        reply = RecordDict()
+        for client, parts in own.items():
+            model = own_model(received, {client: parts}, client, None)
+            for name, split in tested(local.federation).items():
+                for record, marks in pack_marks(client, name, see(local.federation, model, split)).items():
+                    reply[record] = marks
+        reply[REFUSED] = pack_refusals(refused)
+        local.clients.crew.unload()
+        return reply
+
+    def _read(self, content: RecordDict) -> tuple[Order, Local, Adapter]:
+        """An order, what it takes to carry it out, and the broadcast that came with it.
+
+        Raises:
+            ConfigError: a client that is not hosted here, or numbers of rounds that cannot be.
+            FedrotError: as `handle`.
+        """
         order = read(Order, content, self._where)
         self._check_version(order.version)
         local = self._prepare(order.recipe, order.labels)
@@ -120,38 +185,28 @@ class Worker:
                 "give both the same files and train.precision"
             )
         if foreign := [client for client in order.clients if client not in local.clients.rows]:
-            raise ConfigError(f"{self._where}: asked to train client {foreign[0]}, which it does not host")
+            raise ConfigError(f"{self._where}: asked for client {foreign[0]}, which it does not host")
+        if len(order.kept) != len(order.clients) or any(not 0 <= kept <= order.round for kept in order.kept):
+            raise ConfigError(
+                f"{self._where}: asked to go on in round {order.round} from what clients {order.clients} kept of "
+                f"rounds {order.kept}: expected one round for each, from 0 to the order's own"
+            )
         where = f"{self._where}, round {order.round}"
         received = unpack_adapter(content, "received", local.initial, order.scale, where)
         if received is None:
-            raise AdapterError(f"{where}: no adapter to train from")
-        received = received.map(lambda tensor: tensor.to(local.device))
-        reference = unpack_adapter(content, "reference", local.initial, order.scale, where)
-        aligned_to = received if reference is None else reference.map(lambda tensor: tensor.to(local.device))
-        rules = unpack_rules(content, where)
-        if local.clients.config.privacy.secure_aggregation != (rules is not None):
-            raise SecureAggregationError(
-                f"{where}: the recipe has privacy.secure_aggregation = "
-                f"{str(rules is None).lower()}, the server asks otherwise"
-            )
-        self._budget.spend(order.clients, local.clients.config.privacy)
-        reply, hidden = RecordDict(), dict[int, Share | str]()
+            raise AdapterError(f"{where}: no adapter came with the order")
+        return order, local, received.map(lambda tensor: tensor.to(local.device))
 
-        def task_of(clients: tuple[int, ...]) -> Task:
-            return Task(order.round, clients, received, bare(received), aligned_to)
-
-        with closing(train_all(local.clients, order.round, order.clients, task_of)) as results:
-            for sends in (sends for _, group in results for sends in _sends(group, local, order.round)):
-                if sends.told is not None:
-                    reply[metrics_name(sends.client)] = pack_told(sends.told)
-                if rules is None:
-                    reply[upload_name(sends.client)] = to_arrays(sends.arrays)
-                else:
-                    hidden[sends.client] = _share(sends, local)
-        if rules is not None:
-            self._parties.join(reply, rules.session(order.round), hidden)
-        local.clients.crew.unload()
-        return reply
+    def _own(self, order: Order, received: Adapter) -> tuple[dict[int, dict[str, Tensor]], dict[int, str]]:
+        """What each client goes on from beside the broadcast, and why some cannot."""
+        own: dict[int, dict[str, Tensor]] = {}
+        refused: dict[int, str] = {}
+        for client, kept in zip(order.clients, order.kept, strict=True):
+            try:
+                own[client] = self._kept.load(order.run, client, kept, bare(received))
+            except AdapterError as error:
+                refused[client] = str(error)
+        return own, refused
 
     def _examples(self, local: Local, recipe: RunConfig) -> list[int]:
         """How many every client has; where that is private and not dealt by the server, only that there are some."""
@@ -192,53 +247,3 @@ class Worker:
             raise ConfigError(
                 f"{self._where}: the server's recipe is not one that fedrot {version()} reads: {error}"
             ) from error
-
-
-@dataclass(frozen=True)
-class _Sends:
-    """What one client has to send."""
-
-    client: int
-    arrays: Mapping[str, Tensor]
-    told: Told | None
-    """None where its privacy forbids to tell anything."""
-    finite: bool
-
-
-def _sends(group: Group, local: Local, round: int) -> Iterator[_Sends]:
-    """What each client of a group has to send."""
-    method = local.clients.method
-    silent = local.clients.config.privacy.mechanism == "local"  # not even that training failed
-    losses = group.trained.loss.tolist()
-    drifts = drift(group.trained.adapter, group.start).tolist()
-    usable = group.upload.adapter.finite(stacked=True)
-    finite = (usable if silent else group.trained.finite & usable).tolist()
-    turns = _turns(group.upload.rotation)
-    for index, client in enumerate(group.trained.clients):
-        adapter: Adapter = replace(group.upload.adapter.select(index), residual={})
-        arrays = uploaded(method, adapter, round)
-        turned = {name: values[index] for name, values in turns.items()}
-        told = Told(losses[index], group.steps[index], len(local.clients.rows[client]), drifts[index], turned)
-        yield _Sends(client, arrays, None if silent else told, finite[index])
-
-
-def _turns(rotation: SiteRotation | None) -> dict[str, list[float]]:
-    """What is told of the rotations of a group, by client: one transfer from the device a figure, not one a client."""
-    if rotation is None:
-        return {}
-    return {
-        "rotation": rotation.size.mean(0).tolist(),
-        "rotation_angle": rotation.angle.amax(0).tolist(),
-        "degenerate": rotation.degenerate.sum(0).double().tolist(),
-        "flips": rotation.flipped.sum(0).double().tolist(),
-    }
-
-
-def _share(sends: _Sends, local: Local) -> Share | str:
-    """What a client brings to secure aggregation: arrays and a weight, or why it stays away."""
-    if not sends.finite:
-        return "non-finite loss or update"
-    weighted = local.clients.config.federation.weighting == "samples"
-    # The reply must not keep a stack of clients in memory, of which this is a view.
-    arrays = {key: tensor.clone() for key, tensor in sends.arrays.items()}
-    return arrays, len(local.clients.rows[sends.client]) if weighted else 1

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from fedrot.engines.flower.messages import unpack_refusals
 from fedrot.engines.flower.secagg.parties import ROSTER, SURVIVORS
 from fedrot.engines.flower.secagg.wire import (
     SECURE,
@@ -15,7 +16,6 @@ from fedrot.engines.flower.secagg.wire import (
     name_of,
     pack_bytes,
     unpack_bytes,
-    unpack_refusals,
 )
 from fedrot.errors import SecureAggregationError
 from fedrot.secagg import (

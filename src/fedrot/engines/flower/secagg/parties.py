@@ -12,14 +12,13 @@ from flwr.app import ConfigRecord, RecordDict
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrot.engines.flower.messages import REFUSED, pack_refusals
 from fedrot.engines.flower.secagg.layout import Layout
 from fedrot.engines.flower.secagg.wire import (
-    REFUSED,
     STEP,
     Step,
     name_of,
     pack_bytes,
-    pack_refusals,
     unpack_bytes,
 )
 from fedrot.errors import AdapterError, SecureAggregationError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, cast
 
@@ -17,7 +16,6 @@ SECURE = "train.secure"
 """Type of the messages after the first stage, which goes along with training."""
 RULES = "secure-rules"
 STEP = "secure-step"
-REFUSED = "secure-refused"
 BYTES = "bytes"
 
 Step: TypeAlias = Literal["share", "mask", "consent", "reveal"]
@@ -108,15 +106,3 @@ def unpack_bytes(content: RecordDict, name: str, where: str) -> bytes:
     if array is None or array.stype != BYTES:
         raise SecureAggregationError(f"{where}: no message of secure aggregation under {name!r}")
     return array.data
-
-
-def pack_refusals(refusals: Mapping[int, str]) -> ConfigRecord:
-    """Why clients of a node left the round."""
-    return ConfigRecord({str(client): why for client, why in refusals.items()})
-
-
-def unpack_refusals(content: RecordDict, clients: Sequence[int]) -> dict[int, str]:
-    """Which of `clients` left the round, and why."""
-    record = content.config_records.get(REFUSED)
-    found = {} if record is None else {client: record.get(str(client)) for client in clients}
-    return {client: str(why)[:300] for client, why in found.items() if why is not None}
