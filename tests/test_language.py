@@ -295,7 +295,7 @@ def test_wrong_recipes_are_refused_before_anything_is_read(spoken: Make) -> None
         prepare(spoken(model__pooling="mean"))
     with pytest.raises(ConfigError, match=r"output\.probe = true: a linear probe needs classes"):
         prepare(spoken(output__probe=True))
-    with pytest.raises(ModelError, match=r"cannot be loaded as a causal language model"):
+    with pytest.raises(ModelError, match=r"cannot be loaded as a language model"):
         prepare(spoken(model__path="nowhere/at-all"))
 
 

@@ -22,8 +22,11 @@ from fedrot.core.adapter import Adapter
 from fedrot.engines.run import run
 from fedrot.engines.setup import Federation, prepare
 from fedrot.errors import FedrotError
+from fedrot.evaluation.command import evaluate_directory
+from fedrot.evaluation.options import Options
 from fedrot.methods import Trainable
 from fedrot.model import save_merged
+from fedrot.model.base import ENCODER_DECODER
 from tests.pictures import draw
 from tests.shapes import build
 
@@ -31,8 +34,7 @@ Make = Callable[..., RunConfig]
 WORDS = "a goal, match, team; bank price: tax ? cup"
 MODELS = tomllib.loads((Path(__file__).parent.parent / "docs" / "models.toml").read_text("utf-8"))["model"]
 ROWS = [(model, task) for model in MODELS for task in model["tasks"]]
-WORKING = [pytest.param(m, t, id=f"{m['shape']}-{t}") for m, t in ROWS if "refused" not in m]
-REFUSED = [pytest.param(m, t, id=f"{m['shape']}-{t}") for m, t in ROWS if "refused" in m]
+WORKING = [pytest.param(model, task, id=f"{model['shape']}-{task}") for model, task in ROWS]
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +146,11 @@ def test_it_trains_stacked_recomputed_and_cached_alike(
     still = [name for name, tensor in together.items() if torch.equal(tensor, start[name.partition(" ")[2]])]
     assert not still, "every trained tensor moves"
     assert_close(trained(prepare(make(checkpointing=True)), [[0, 1]]), alone)
-    if task == "generate":
+    if task == "generate" and model.get("packed", True):
         assert_close(trained(prepare(make(packing=True)), [[0, 1]]), alone)
+    elif task == "generate":
+        with pytest.raises(FedrotError, match=r"task\.packing = true: .*set task\.packing = false"):
+            prepare(make(packing=True))
     if not model.get("cached", True):
         with pytest.raises(
             FedrotError, match=r"train\.cache_frozen = true: .*set .*train\.cache_frozen = false"
@@ -178,13 +183,52 @@ def test_a_run_with_alignment_exports_what_others_load(
     kind = {"classify": "SequenceClassification", "generate": "CausalLM", "image": "ImageClassification"}[
         task
     ]
+    if federation.base.kind == ENCODER_DECODER:
+        kind = "Seq2SeqLM"
     merged = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(logits(merged, inputs), ours, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("model", "task"), REFUSED)
-def test_it_is_refused_with_the_reason(
-    made: Callable[[str, str], Make], model: dict[str, Any], task: str
+def test_the_decoder_of_t5_learns_the_answers_as_transformers_trains_it(
+    made: Callable[[str, str], Make], tmp_path: Path
 ) -> None:
-    with pytest.raises(FedrotError, match=model["refused"]):
-        prepare(made(model["shape"], task)())
+    """Loss in float64 against the model's own, from prompts and answers that its tokenizer closes."""
+    federation = prepare(made("t5", "generate")())
+    module: Any = federation.base.module.double()
+    data, tokenizer = federation.test.data, federation.base.tokenizer
+    observed = federation.objective.observe(federation.model, data.batch(torch.arange(len(data))), None)
+    said = [json.loads(text) for text in federation.task.test["messages"]]
+    for row, (asked, answer) in enumerate(said):
+        prompt = tokenizer(asked["content"], return_tensors="pt")
+        labels = tokenizer(text_target=answer["content"], return_tensors="pt").input_ids
+        assert labels[0, -1] == tokenizer.eos_token_id
+        loss = module(**prompt, labels=labels).loss
+        torch.testing.assert_close(observed[row, 0] / observed[row, 2], loss)
+        assert observed[row, 2] == labels.numel()
+    assert len(data) > 3
+    federation.model.close()
+
+
+def test_t5_is_shown_and_evaluated_as_decoders_are(made: Callable[[str, str], Make], tmp_path: Path) -> None:
+    config = made("t5", "generate")()
+    shown = config.model_copy(
+        update={"output": config.output.model_copy(update={"samples": 2, "sample_tokens": 4})}
+    )
+    record = run(shown, out=tmp_path / "run").records[-1]
+    texts = json.loads((tmp_path / "run" / "samples.json").read_text())["texts"]
+    assert any(text["before"] != text["after"] for text in texts)
+    plain: Any = fedrot.load_base_for(tmp_path / "run" / "adapter")
+    tokenizer = prepare(config).base.tokenizer
+    for text in texts:
+        found = plain.generate(
+            **tokenizer(text["prompt"], return_tensors="pt"), max_new_tokens=4, do_sample=False
+        )
+        assert text["before"] == tokenizer.decode(found[0], skip_special_tokens=True).strip()
+    results = evaluate_directory(tmp_path / "run", ["perplexity", "exact-match"], Options(max_new_tokens=4))
+    assert results[0].scores["perplexity"] == pytest.approx(record["perplexity"], rel=1e-4)
+    peft: Any = PeftModel.from_pretrained(plain, str(tmp_path / "run" / "adapter")).eval()
+    for said in results[1].said:
+        found = peft.generate(
+            **tokenizer(said["prompt"], return_tensors="pt"), max_new_tokens=4, do_sample=False
+        )
+        assert said["completions"] == (tokenizer.decode(found[0], skip_special_tokens=True),)

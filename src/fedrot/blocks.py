@@ -104,7 +104,8 @@ class TokenHead:
         """Of every token that `batch` asks for; differentiable in what lies below the output layer."""
         assert batch.asked is not None
         inputs, asked, picked = model_inputs(self.module, batch), batch.asked, list[Tensor]()
-        target = inputs["input_ids"].flatten()[asked.place]
+        said = inputs["decoder_input_ids"] if "decoder_input_ids" in inputs else inputs["input_ids"]
+        target = said.flatten()[asked.place]
 
         def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             # A token is predicted from the one before it.

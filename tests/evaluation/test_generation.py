@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedrot.errors import ConfigError, DataError
-from fedrot.evaluation.generation import Decoding, complete, cut
+from fedrot.evaluation.generation import Decoding, check_room, complete, cut
 from fedrot.model.generation import Draw, Sampling, generate_batch
 
 PROMPTS = ["def f(x):", "a", "Question: how many?\nAnswer:", "Once upon a time there was", "ü"]
@@ -116,6 +116,9 @@ def test_draws_follow_the_distribution_that_was_asked_for() -> None:
 def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_generated(llama: tuple[Any, Any]) -> None:
     with pytest.raises(DataError, match=r"prompt 2 has 500 tokens.*max_new_tokens = 13.*context of 512"):
         complete(*llama, ["a", "b" * 500], Decoding(max_new_tokens=13))
+    check_room([[1] * 500], 13, 512, "prompt", apart=True)  # an encoder has the context for itself
+    with pytest.raises(DataError, match=r"prompt 1 has 513 tokens"):
+        check_room([[1] * 513], 1, 512, "prompt", apart=True)
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
         complete(*llama, [""], Decoding())
 

@@ -16,8 +16,11 @@ from fedrot.tasks import Encoded, TaskData, load_task, objective
 from fedrot.tasks.base import Source
 from fedrot.tasks.dialogue_corpora import functions_of
 from fedrot.tasks.dialogues import conversations, messages_of
+from fedrot.tasks.exchanges import EncodedExchanges
+from fedrot.tasks.objective import Objective
 from fedrot.tasks.packing import packed
-from tests.language import jsonl, rows, tiny_tokenizer
+from tests.language import CHAT, jsonl, rows, tiny_tokenizer
+from tests.shapes import tokenizer
 
 
 def load(path: Path, records: list[dict[str, Any]], **keys: Any) -> TaskData:
@@ -251,6 +254,47 @@ def test_an_answer_longer_than_the_context_is_named(tmp_path: Path) -> None:
         encoded(tmp_path, LONG, max_length=5)
     with pytest.raises(DataError, match=r"row 1: 12 tokens.* and task\.overlong = 'error'"):
         encoded(tmp_path, LONG, max_length=9, overlong="error")
+
+
+def test_an_encoder_reads_the_prompt_and_its_decoder_learns_the_answer(tmp_path: Path) -> None:
+    closing = tokenizer("t5")
+
+    def table(record: dict[str, Any], **keys: Any) -> tuple[Objective, Dataset]:
+        settings = config(tmp_path, [record, *rows(5)], **keys)
+        found, _ = conversations(Dataset.from_list([record]), settings, source([record]), "train")
+        return objective(settings), found
+
+    def apart(record: dict[str, Any], **keys: Any) -> EncodedExchanges:
+        goal, found = table(record, **keys)
+        data = goal.encode(found, closing, opening=0)
+        assert isinstance(data, EncodedExchanges)
+        return data
+
+    record = {"prompt": "abcdef", "response": "xyz"}
+    data = apart(record, max_length=32, template="<{prompt}>")
+    prompt, answer = data.last_answer(0)
+    assert closing.decode(prompt) == "<abcdef>[EOS]"
+    assert closing.decode(answer) == "xyz[EOS]", "closed once, though template and tokenizer both close it"
+    assert data.answers.sequence(0) == [0, *answer]
+    assert (data.lengths.tolist(), data.counts.tolist(), data.truncated) == ([14], [4], 0)
+    batch = data.batch(torch.tensor([0, 0]))
+    assert batch.asked is not None
+    assert batch.inputs["decoder_input_ids"].flatten()[batch.asked.place].tolist() == [*answer, *answer]
+    cut = apart(record, max_length=10, template="<{prompt}>")
+    assert [closing.decode(part) for part in cut.last_answer(0)] == ["<abc>[EOS]", "xyz[EOS]"]
+    assert cut.truncated == 1
+    for limit, kept in ((13, [0]), (12, [])):
+        goal, found = table(record, max_length=limit, template="<{prompt}>", overlong="drop")
+        assert goal.fitting(found, closing, opening=0) == kept
+    with pytest.raises(ConfigError, match=r"task\.packing = true: the encoder .*set task\.packing = false"):
+        apart(record, packing=True)
+    closing.chat_template = CHAT
+    turns = [{"role": role, "content": "hi"} for role in ("user", "assistant", "user", "assistant")]
+    with pytest.raises(ConfigError, match=r"row 1 has 2 answers.*set task\.answers = 'last'"):
+        apart({"messages": turns})
+    prompt, answer = apart({"messages": turns}, answers="last", max_length=256).last_answer(0)
+    assert closing.decode(prompt).endswith("<user> hi <end>\n<assistant> ")
+    assert closing.decode(answer) == "hi <end>"
 
 
 def test_packed_rows_hold_every_token_once_and_start_each_sequence_at_zero(tmp_path: Path) -> None:

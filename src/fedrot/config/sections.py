@@ -79,8 +79,7 @@ class TaskConfig(Section):
     """What is learned, from which data."""
 
     name: Literal["classify", "generate", "image"] = "classify"
-    """`classify`: a class for every text. `generate`: answers to prompts, by a causal language model. `image`: a class
-    for every image."""
+    """`classify`: a class for every text. `generate`: answers to prompts. `image`: a class for every image."""
     data: str
     """Of `classify`: `tweets`, `bbc`, `newsgroups`, `newsgroup-pairs`, `reuters-r8`, `reuters-r52`, `glue:TASK`. Of
     `generate`: `bbc-headlines`, `python-functions`. Of `image`: `digits`, or a folder with one folder for each class.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedrot.errors import DataError
+from fedrot.model import BaseModel
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.objective import Objective
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def fitted(goal: Objective, task: TaskData, processor: Any) -> TaskData:
+def fitted(goal: Objective, task: TaskData, base: BaseModel) -> TaskData:
     """A task's splits without what `Objective.fitting` leaves out, and a note for each that lost some.
 
     Raises:
@@ -25,7 +26,7 @@ def fitted(goal: Objective, task: TaskData, processor: Any) -> TaskData:
     notes: list[str] = []
 
     def kept(name: str, data: Dataset) -> Dataset:
-        left, note = fitting_rows(goal, data, processor, f"task.data = {task.name!r}", name)
+        left, note = fitting_rows(goal, data, base, f"task.data = {task.name!r}", name)
         notes.extend(note)
         return left
 
@@ -41,14 +42,14 @@ def fitted(goal: Objective, task: TaskData, processor: Any) -> TaskData:
 
 
 def fitting_rows(
-    goal: Objective, data: Dataset, processor: Any, where: str, split: str
+    goal: Objective, data: Dataset, base: BaseModel, where: str, split: str
 ) -> tuple[Dataset, tuple[str, ...]]:
     """The rows of a split that are kept, and what is to be said of the others.
 
     Raises:
         DataError: there were rows, and none is kept.
     """
-    rows = goal.fitting(data, processor)
+    rows = goal.fitting(data, base.processor, base.opening)
     lost, limit = len(data) - len(rows), f"task.max_length = {goal.config.max_length}"
     if not lost:
         return data, ()

@@ -16,6 +16,7 @@ from fedrot.engines.setup import Federation
 from fedrot.model.generation import generate_batch
 from fedrot.server import ServerState
 from fedrot.tasks.dialogues import messages_of
+from fedrot.tasks.exchanges import EncodedExchanges
 from fedrot.tasks.templates import Message
 from fedrot.tasks.tokens import EncodedTokens
 
@@ -32,10 +33,10 @@ def samples(federation: Federation, state: ServerState) -> dict[str, Any]:
         whole prompt, the expected answer and both completions.
     """
     config, data = federation.config, federation.test.data
-    assert isinstance(data, EncodedTokens)
+    assert isinstance(data, EncodedTokens | EncodedExchanges)
     order = torch.randperm(len(data), generator=generator(config.seed, "samples"))
     picked = order[: config.output.samples].sort().values.tolist()
-    parts = [_last_answer(data, row) for row in picked]
+    parts = [data.last_answer(row) for row in picked]
     tokenizer = federation.base.tokenizer
     asked = messages_of(federation.task.test.select(picked))
     before = _completed(federation, federation.initial, [prompt for prompt, _ in parts])
@@ -63,18 +64,6 @@ def _seen(messages: Sequence[Message], prompt: str) -> str:
     if max(start, end) == len(text):
         return text
     return f"{text[:start].rstrip()} […]" if start >= end else f"[…] {text[-end:].lstrip()}"
-
-
-def _last_answer(data: EncodedTokens, row: int) -> tuple[list[int], list[int]]:
-    """Tokens before the last answer of a conversation, and those of the answer."""
-    assert data.asked is not None
-    start, stop = (int(data.offsets[row + end]) for end in (0, 1))
-    tokens, asked = data.input_ids[start:stop].tolist(), data.asked[start:stop].tolist()
-    last = max(place for place, flag in enumerate(asked) if flag)
-    first = last
-    while asked[first - 1]:
-        first -= 1
-    return tokens[:first], tokens[first : last + 1]
 
 
 def _completed(federation: Federation, adapter: Adapter, prompts: list[list[int]]) -> list[str]:

@@ -23,6 +23,7 @@ from fedrot.errors import ConfigError, ModelError
 from fedrot.methods import Method, methods
 from fedrot.methods.server_optimizer import ServerOptimizer
 from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
+from fedrot.model.base import ENCODER_DECODER
 from fedrot.participation import deal_ranks
 from fedrot.partition import Partition, partition
 from fedrot.privacy import Accountant, check_delta, check_privacy
@@ -186,7 +187,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     # Dealing is checked before the model is loaded, unless it depends on the model's tokenizer.
     parts = assemble(config, goal.outputs or task.labels, shared) if goal.leaves_out else None
     if parts is not None:
-        task = fitted(goal, task, parts.base.processor)
+        task = fitted(goal, task, parts.base)
     clients = config.federation.clients
     shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
     check_delta(config.privacy, len(shares.rows))
@@ -230,8 +231,13 @@ class Parts:
 
     def _built(self, name: str, data: Dataset) -> Split:
         config = self.config
+        if config.train.cache_frozen and self.base.kind == ENCODER_DECODER:
+            raise ConfigError(
+                "train.cache_frozen = true: every block of this model's decoder reads what its encoder says, which a "
+                "cache of one stack of blocks does not hold; set train.cache_frozen = false"
+            )
         goal = objective(config.task)
-        encoded = goal.encode(data, self.base.processor).to(self.base.device)
+        encoded = goal.encode(data, self.base.processor, self.base.opening).to(self.base.device)
         if not config.train.cache_frozen:
             return Split(encoded)
         cache = FrozenCache(self.crew, encoded, config.train.cache_limit_mb)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedrot.errors import ConfigError, DataError
-from fedrot.model.generation import Sampling, generate_batch
+from fedrot.model.generation import Sampling, generate_batch, reads
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def complete(
     """Complete every prompt.
 
     Args:
-        model: a causal language model; `model.config.max_position_embeddings` is its context.
+        model: a language model; `model.config.max_position_embeddings` is its context.
         tokenizer: its tokenizer.
         prompts: their texts, none empty.
         decoding: how.
@@ -92,8 +92,9 @@ def complete(
         DataError: a prompt without tokens, or one that leaves no room for `max_new_tokens` in the context; nothing
             was generated.
     """
-    encoded = [tokens_of(tokenizer, prompt, special) for prompt in prompts]
-    check_room(encoded, decoding.max_new_tokens, context_of(model), what)
+    apart = reads(model)
+    encoded = [tokens_of(tokenizer, prompt, special, closed=apart) for prompt in prompts]
+    check_room(encoded, decoding.max_new_tokens, context_of(model), what, apart=apart)
     # Longest first: a batch that is too large for the memory fails at once.
     jobs = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(decoding.samples)]
     jobs.sort(key=lambda job: -len(encoded[job[0]]))
@@ -122,11 +123,11 @@ def complete(
     return Completions(grouped, tokens, time.perf_counter() - start, longest)
 
 
-def tokens_of(tokenizer: Any, prompt: str, special: bool) -> list[int]:
-    """A prompt's token numbers, without the end token that some tokenizers close every text with."""
+def tokens_of(tokenizer: Any, prompt: str, special: bool, *, closed: bool = False) -> list[int]:
+    """A prompt's token numbers; unless `closed`, without the end token that some tokenizers put behind every text."""
     ids = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
-    closed = special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
-    return ids[:-1] if closed and not prompt.endswith(tokenizer.eos_token) else ids
+    ended = special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+    return ids[:-1] if ended and not closed and not prompt.endswith(tokenizer.eos_token) else ids
 
 
 def context_of(model: nn.Module) -> int | None:
@@ -135,8 +136,10 @@ def context_of(model: nn.Module) -> int | None:
     return getattr(settings, "max_position_embeddings", None)
 
 
-def check_room(encoded: Sequence[Sequence[int]], new: int, context: int | None, what: str) -> None:
-    """Refuse prompts that leave no room for `new` tokens in `context`.
+def check_room(
+    encoded: Sequence[Sequence[int]], new: int, context: int | None, what: str, *, apart: bool = False
+) -> None:
+    """Refuse prompts that leave no room for `new` tokens in `context`; `apart`, each has the whole of it.
 
     Raises:
         DataError: naming the first such prompt, its length and the context.
@@ -144,7 +147,8 @@ def check_room(encoded: Sequence[Sequence[int]], new: int, context: int | None, 
     for number, ids in enumerate(encoded, start=1):
         if not ids:
             raise DataError(f"{what} {number} has no tokens; remove it")
-        if context is not None and len(ids) + new > context:
+        taken = max(len(ids), new + 1) if apart else len(ids) + new
+        if context is not None and taken > context:
             raise DataError(
                 f"{what} {number} has {len(ids)} tokens, and with max_new_tokens = {new} it exceeds the model's "
                 f"context of {context}; lower --k-shot or --max-new-tokens"

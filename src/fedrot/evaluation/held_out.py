@@ -91,13 +91,13 @@ def perplexity(place: Place, options: Options) -> Run:
 
     def run(loaded: Loaded, tell: Tell) -> Result:
         start, objective = time.perf_counter(), Generate(split.config)
-        data = split.data.select(objective.fitting(split.data, loaded.tokenizer))
+        data = split.data.select(objective.fitting(split.data, loaded.tokenizer, loaded.base.opening))
         if len(data) == 0:
             raise DataError(
                 f"perplexity: all {len(split.data)} examples have more tokens than task.max_length = "
                 f"{split.config.max_length} and task.overlong = 'drop'; evaluate others with --data perplexity=FILE"
             )
-        encoded = objective.encode(data, loaded.tokenizer).to(loaded.base.device)
+        encoded = objective.encode(data, loaded.tokenizer, loaded.base.opening).to(loaded.base.device)
         forward = Plain(loaded)
         rows: list[Tensor] = []
         observed: list[Tensor] = []
@@ -129,9 +129,7 @@ class Plain:
     def __init__(self, loaded: Loaded) -> None:
         name = loaded.base.output_layer
         if name is None:
-            raise ModelError(
-                f"'{loaded.base.path}': it has no output layer; expected a causal language model"
-            )
+            raise ModelError(f"'{loaded.base.path}': it has no output layer; expected a language model")
         self.head = TokenHead(loaded.base.module, name)
 
     def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:  # noqa: ARG002

@@ -22,7 +22,7 @@ LANGUAGE = "causal-lm"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A causal language model with its adapter, ready to be asked."""
+    """A language model with its adapter, ready to be asked."""
 
     base: BaseModel
     module: nn.Module
@@ -94,7 +94,9 @@ def open_place(directory: str | Path, base: str | None = None, precision: str | 
         card, settings = _read(path / CARD, {}), _read(path / "adapter_config.json")
         kind = settings.get("task_type")
         _generative(
-            kind in ("CAUSAL_LM", None) and not card.get("labels"), path, f"its task_type is {kind!r}"
+            kind in ("CAUSAL_LM", "SEQ_2_SEQ_LM", None) and not card.get("labels"),
+            path,
+            f"its task_type is {kind!r}",
         )
         named = base or card.get("base_model") or settings.get("base_model_name_or_path")
         if not named:
@@ -115,7 +117,7 @@ def open_place(directory: str | Path, base: str | None = None, precision: str | 
 def _generative(is_so: bool, path: Path, why: str) -> None:
     if not is_so:
         raise ConfigError(
-            f"'{path}' has nothing to generate: {why}. These evaluators need a causal language model; the metrics of a "
+            f"'{path}' has nothing to generate: {why}. These evaluators need a language model; the metrics of a "
             "classifier stand in its run's summary.json"
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from fedrot.core.rng import derive
 from fedrot.errors import ConfigError, ModelError, nearest
 from fedrot.model.locate import locate
 from fedrot.model.pooled import PooledClassifier, without_pooler
+from fedrot.model.quantization import check_quantization, quantization
 from fedrot.model.vision import check_vision, read_vision
 from fedrot.model.words import CARD, first_line, inside, quiet_transformers
 
@@ -24,10 +24,12 @@ HEAD_NAMES = ("classifier", "score", "classification_head")
 
 CLASSIFIER, LANGUAGE, VISION = "sequence-classification", "causal-lm", "image-classification"
 """Kinds of models, as tasks name them."""
+ENCODER_DECODER = "seq2seq-lm"
+"""What a language model turns out to be whose settings say so: an encoder reads prompts, a decoder answers."""
 
 _SAID = {
     CLASSIFIER: "a sequence classifier",
-    LANGUAGE: "a causal language model",
+    LANGUAGE: "a language model",
     VISION: "an image classifier",
 }
 
@@ -72,9 +74,30 @@ class BaseModel:
         return next(self.module.parameters()).dtype
 
     @property
+    def generates(self) -> bool:
+        """Whether it is a language model, with or without an encoder."""
+        return self.kind in (LANGUAGE, ENCODER_DECODER)
+
+    @property
+    def opening(self) -> int | None:
+        """The token that opens every answer of an encoder-decoder model; None for other models.
+
+        Raises:
+            ModelError: its settings do not name it.
+        """
+        if self.kind != ENCODER_DECODER:
+            return None
+        settings: Any = self.module.config
+        if settings.decoder_start_token_id is None:
+            raise ModelError(
+                f"model.path = {self.path!r}: config.json lacks decoder_start_token_id, with which answers begin"
+            )
+        return settings.decoder_start_token_id
+
+    @property
     def output_layer(self) -> str | None:
         """Name of the layer that a language model's token scores come from; it is never adapted."""
-        if self.kind != LANGUAGE:
+        if not self.generates:
             return None
         module: Any = self.module
         output = module.get_output_embeddings()
@@ -103,7 +126,7 @@ def load_base(
     Args:
         config: where it lies, how it pools, attends and is quantised.
         labels: of a classifier; empty for a language model.
-        kind: `sequence-classification`, `causal-lm` or `image-classification`.
+        kind: `sequence-classification`, `image-classification`, or `causal-lm` for a language model of either sort.
         seed: of a new head.
         precision: of its arithmetic.
         device: to hold it.
@@ -114,6 +137,8 @@ def load_base(
         ConfigError: pooling of a model that has none, or quantisation without a GPU.
     """
     device = torch.device(device)
+    if kind == ENCODER_DECODER:
+        kind = LANGUAGE  # which of the two it is, its settings say
     _check(config, kind, device)
     files = locate(config.path)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
@@ -138,6 +163,8 @@ def load_base(
     if not quantized:
         module.to(device)
     head = _head(module, modules_to_save, kind)
+    if kind == LANGUAGE and module.config.is_encoder_decoder:
+        kind = ENCODER_DECODER
     return BaseModel(module, processor, config.path, tuple(labels), config.pooling, head, kind, quantized)
 
 
@@ -148,18 +175,7 @@ def _check(config: ModelConfig, kind: str, device: torch.device) -> None:
         raise ConfigError(
             f"model.pooling = {config.pooling!r}: a language model has nothing to pool; leave the key out"
         )
-    if config.quantization == "none":
-        return
-    if device.type != "cuda":
-        raise ConfigError(
-            f"model.quantization = {config.quantization!r}: quantised weights need a CUDA device, and training runs on "
-            f"{device.type!r}; set model.quantization = 'none', or train.device = 'cuda' where there is one"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"model.quantization = {config.quantization!r}: the package bitsandbytes is not installed; run "
-            "`pip install bitsandbytes`"
-        )
+    check_quantization(config, device)
 
 
 def _read(
@@ -174,7 +190,7 @@ def _read(
         options["attn_implementation"] = config.attention
     if config.quantization != "none":
         options |= {
-            "quantization_config": _quantization(config.quantization, dtype),
+            "quantization_config": quantization(config.quantization, dtype),
             "device_map": {"": device},
         }
     if kind == VISION:
@@ -182,12 +198,9 @@ def _read(
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.path, **files.options)
     if kind == LANGUAGE:
         settings = transformers.AutoConfig.from_pretrained(files.path, **files.options)
-        if settings.is_encoder_decoder:
-            raise ModelError(
-                f"model.path = {config.path!r}: an encoder-decoder model ({settings.model_type}), and prompts "
-                "are answered by decoders alone; choose a causal language model, or task.name = 'classify' for classes"
-            )
-        return transformers.AutoModelForCausalLM.from_pretrained(files.path, **options), tokenizer
+        seq2seq, causal = transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForCausalLM
+        speaker: Any = seq2seq if settings.is_encoder_decoder else causal
+        return speaker.from_pretrained(files.path, **options), tokenizer
     settings = transformers.AutoConfig.from_pretrained(files.path, num_labels=len(labels), **files.options)
     if settings.pad_token_id is None:
         # A decoder reads a text's last token that is not this one.
@@ -204,20 +217,6 @@ def _read(
 def padding(tokenizer: Any) -> int | None:
     """The token that texts are padded with: a tokenizer without one (GPT-2's) lends its end token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def _quantization(name: str, dtype: torch.dtype) -> Any:
-    """8-bit integers, or NormalFloat of 4 bits with quantised constants (QLoRA, Dettmers et al., NeurIPS 2023)."""
-    from transformers import BitsAndBytesConfig
-
-    if name == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _head(module: nn.Module, modules_to_save: Sequence[str] | None, kind: str) -> tuple[str, ...]:

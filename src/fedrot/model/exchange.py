@@ -13,15 +13,16 @@ from torch import Tensor
 from fedrot.config import LoraSettings
 from fedrot.core.adapter import Adapter
 from fedrot.errors import ModelError
-from fedrot.model.base import CLASSIFIER, LANGUAGE, VISION, BaseModel, padding
+from fedrot.model.base import CLASSIFIER, ENCODER_DECODER, LANGUAGE, VISION, BaseModel, padding
 from fedrot.model.dense import is_transposed
 from fedrot.model.peft_format import PeftFiles, read_peft, write_peft
 from fedrot.model.sites import find_sites
 from fedrot.model.words import CARD
 
-_TASKS = {CLASSIFIER: "SEQ_CLS", LANGUAGE: "CAUSAL_LM", VISION: None}
+_TASKS = {CLASSIFIER: "SEQ_CLS", LANGUAGE: "CAUSAL_LM", ENCODER_DECODER: "SEQ_2_SEQ_LM", VISION: None}
 """PEFT has no name for classifiers of images, and needs none: its general class passes everything on."""
 _CLASSES = {CLASSIFIER: "AutoModelForSequenceClassification", VISION: "AutoModelForImageClassification"}
+_SPEAKERS = {LANGUAGE: "AutoModelForCausalLM", ENCODER_DECODER: "AutoModelForSeq2SeqLM"}
 
 
 def save_peft(
@@ -61,11 +62,9 @@ def save_peft(
 
 def _model_card(facts: Mapping[str, Any]) -> str:
     plain = not facts["base_model"].startswith("package:")
-    if facts["kind"] == LANGUAGE and plain:
-        load = (
-            "from transformers import AutoModelForCausalLM\n\n"
-            'base = AutoModelForCausalLM.from_pretrained("<base model>")'
-        )
+    if facts["kind"] in _SPEAKERS and plain:
+        name = _SPEAKERS[facts["kind"]]
+        load = f'from transformers import {name}\n\nbase = {name}.from_pretrained("<base model>")'
     elif facts["kind"] in _CLASSES and facts["pooling"] == "model" and plain:
         name = _CLASSES[facts["kind"]]
         other = ", ignore_mismatched_sizes=True" if facts["kind"] == VISION else ""

@@ -1,4 +1,4 @@
-"""Text from a causal language model: one batch, with its key-value cache."""
+"""Text from a language model: one batch, with its key-value cache."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def generate_batch(
     The model's own defaults for sampling and penalties are not used: greedy means the likeliest token.
 
     Args:
-        model: a transformers causal language model, or a PEFT model around one.
+        model: a transformers language model, or a PEFT model around one; the prompts of an encoder-decoder model are
+            what its encoder reads.
         tokenizer: its tokenizer.
         prompts: token numbers, none empty.
         max_new_tokens: of each text.
@@ -88,9 +89,13 @@ def generate_batch(
         use_cache=True,
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
+        decoder_start_token_id=module.config.decoder_start_token_id if reads(model) else None,
     )
+    start = (
+        1 if reads(model) else width
+    )  # of what is new: behind the prompts, or behind the token that opens answers
     draws = [] if sampling is None else [Draw(sampling, numbers, device)]
-    checks = [StopsSaid(tokenizer, stops, width)] if stops else []
+    checks = [StopsSaid(tokenizer, stops, start)] if stops else []
     whole: Tensor = module.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
@@ -98,7 +103,13 @@ def generate_batch(
         logits_processor=LogitsProcessorList(draws),
         stopping_criteria=StoppingCriteriaList(checks),
     )
-    return [_until(row, ends) for row in whole[:, width:].tolist()]
+    return [_until(row, ends) for row in whole[:, start:].tolist()]
+
+
+def reads(model: nn.Module) -> bool:
+    """Whether an encoder of its own reads the prompts, so that the answers alone are generated."""
+    settings: Any = model.config
+    return bool(settings.is_encoder_decoder)
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:

@@ -12,7 +12,7 @@ from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.initial import initial_a
 from fedrot.core.rng import generator
 from fedrot.errors import ConfigError, ModelError
-from fedrot.model.base import LANGUAGE, BaseModel
+from fedrot.model.base import BaseModel
 from fedrot.model.dense import KINDS, is_dense, sizes
 from fedrot.model.words import inside
 
@@ -116,7 +116,7 @@ def initial_adapter(base: BaseModel, lora: LoraSettings, seed: int) -> Adapter:
         a = initial_a(lora.rank, d_in, generator(seed, "init", 0, index))
         sites[name] = Factors(a.to(device), torch.zeros(d_out, lora.rank, device=device))
     parameters = base.head_parameters() if lora.train_head else {}
-    if lora.train_head and not parameters and base.kind != LANGUAGE:
+    if lora.train_head and not parameters and not base.generates:
         raise ModelError(
             "lora.train_head = true: no head found in the model; name it in lora.modules_to_save, or set "
             "lora.train_head = false"

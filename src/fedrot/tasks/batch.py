@@ -11,8 +11,8 @@ from torch import Tensor
 class Asked(NamedTuple):
     """The tokens of a batch that a language model is to predict.
 
-    `place: (m,)` int64 in the flattened `(k * L)` grid, never at a sequence's first token; `example: (m,)` int64, which
-    of the batch's `n` examples each belongs to.
+    `place: (m,)` int64 in the flattened `(k * L)` grid of tokens (those of the decoder, where there is an encoder too),
+    never at a sequence's first token; `example: (m,)` int64, which of the batch's `n` examples each belongs to.
     """
 
     place: Tensor

@@ -70,7 +70,7 @@ class Classify(Labelled):
     head: ClassVar[Head] = "sequence-classification"
     form: ClassVar[Form] = TEXTS
 
-    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
+    def encode(self, dataset: Dataset, processor: Any, opening: int | None = None) -> Encoded:  # noqa: ARG002
         """See `fedrot.tasks.encode.encode`."""
         return encode(dataset, processor, self.config.max_length)
 
@@ -91,7 +91,7 @@ class ClassifyImages(Labelled):
     head: ClassVar[Head] = "image-classification"
     form: ClassVar[Form] = IMAGES
 
-    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
+    def encode(self, dataset: Dataset, processor: Any, opening: int | None = None) -> Encoded:  # noqa: ARG002
         """See `fedrot.tasks.pixels.encode_images`."""
         return encode_images(dataset, processor, self.config.image_limit_mb)
 

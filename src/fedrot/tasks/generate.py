@@ -1,4 +1,4 @@
-"""Causal language modelling of answers: instruction tuning. Its loss, its metrics, and where its data comes from."""
+"""Language modelling of answers: instruction tuning. Its loss, its metrics, and where its data comes from."""
 
 from __future__ import annotations
 
@@ -92,15 +92,15 @@ class Generate(Objective):
         """With `task.overlong = "drop"`."""
         return self.config.overlong == "drop"
 
-    def fitting(self, dataset: Dataset, processor: Any) -> list[int]:
+    def fitting(self, dataset: Dataset, processor: Any, opening: int | None = None) -> list[int]:
         """Rows of at most `task.max_length` tokens, where the others are to be dropped; else all."""
         if not self.leaves_out:
-            return super().fitting(dataset, processor)
-        return fitting(dataset, processor, self.config)
+            return super().fitting(dataset, processor, opening)
+        return fitting(dataset, processor, self.config, opening)
 
-    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
+    def encode(self, dataset: Dataset, processor: Any, opening: int | None = None) -> Encoded:
         """See `encode_dialogues`."""
-        return encode_dialogues(dataset, processor, self.config)
+        return encode_dialogues(dataset, processor, self.config, opening)
 
     def shares(self, weight: Tensor, counts: Tensor) -> Tensor:
         """Every answer token of a batch counts alike: 1 / (answer tokens of its real examples)."""

@@ -78,7 +78,7 @@ class Grade(Objective):
         """
         raise ConfigError(f"{who}: task.data = {self.config.data!r}: grades of a node's own are not read")
 
-    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
+    def encode(self, dataset: Dataset, processor: Any, opening: int | None = None) -> Encoded:  # noqa: ARG002
         """See `fedrot.tasks.encode.encode`; labels are `(n,)` float32."""
         return encode(dataset, processor, self.config.max_length)
 

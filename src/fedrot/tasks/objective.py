@@ -85,13 +85,22 @@ class Objective(ABC):
         """Whether `fitting` may leave out examples."""
         return False
 
-    def fitting(self, dataset: Dataset, processor: Any) -> list[int]:  # noqa: ARG002
-        """Rows that can be encoded; the others are left out of their split before it is dealt to clients."""
+    def fitting(self, dataset: Dataset, processor: Any, opening: int | None = None) -> list[int]:  # noqa: ARG002
+        """Rows that can be encoded; the others are left out of their split before it is dealt to clients.
+
+        The arguments are those of `encode`.
+        """
         return list(range(len(dataset)))
 
     @abstractmethod
-    def encode(self, dataset: Dataset, processor: Any) -> Encoded:
-        """A split as tensors, made by the model's tokenizer or image processor."""
+    def encode(self, dataset: Dataset, processor: Any, opening: int | None = None) -> Encoded:
+        """A split as tensors.
+
+        Args:
+            dataset: the split.
+            processor: the model's tokenizer or image processor.
+            opening: the token that opens every answer of an encoder-decoder model; None for other models.
+        """
 
     @abstractmethod
     def shares(self, weight: Tensor, counts: Tensor) -> Tensor:

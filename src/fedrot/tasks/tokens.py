@@ -159,6 +159,21 @@ class EncodedTokens:
             asked=self._asked(here, layout),
         )
 
+    def sequence(self, row: int) -> list[int]:
+        """The tokens of one sequence."""
+        return self.input_ids[self.offsets[row] : self.offsets[row + 1]].tolist()
+
+    def last_answer(self, row: int) -> tuple[list[int], list[int]]:
+        """Tokens before the last answer of a conversation, and those of the answer."""
+        assert self.asked is not None
+        tokens = self.sequence(row)
+        asked = self.asked[self.offsets[row].cpu() : self.offsets[row + 1].cpu()].tolist()
+        last = max(place for place, flag in enumerate(asked) if flag)
+        first = last
+        while asked[first - 1]:
+            first -= 1
+        return tokens[:first], tokens[first : last + 1]
+
     def unpacked(self, rows: Tensor) -> TokenBatch:
         """Like `batch`, with a row for each sequence."""
         alone = copy(self)

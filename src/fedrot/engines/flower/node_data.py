@@ -94,7 +94,7 @@ def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], sha
     task = goal.load_own(labels, who)
     parts = assemble(config, labels, shared)
     if goal.leaves_out:
-        task, _ = fitting_rows(goal, task, parts.base.processor, who, "its own")
+        task, _ = fitting_rows(goal, task, parts.base, who, "its own")
     dealt: Sequence[Tensor] = [torch.arange(len(task))]
     if len(settings.clients) > 1:
         dealt = partition(task, config.partition, len(settings.clients), config.seed).rows
