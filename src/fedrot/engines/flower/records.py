@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -99,20 +100,43 @@ def read_array(array: Array, where: str) -> NDArray[Any]:
     """
     if array.stype != NUMPY:
         raise AdapterError(f"{where} came in {array.stype!r}, expected {NUMPY!r}")
-    stream = io.BytesIO(array.data)
     try:
-        version = npy.read_magic(stream)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
+        header = _header(_header_bytes(array.data))
     except ValueError as error:
         raise AdapterError(f"{where} is not in NumPy's format ({error})") from error
+    shape, dtype = header.shape, header.dtype
     numbers = math.prod(shape) * dtype.itemsize
-    if dtype.hasobject or min(shape, default=0) < 0 or len(array.data) - stream.tell() != numbers:
+    if dtype.hasobject or min(shape, default=0) < 0 or len(array.data) - header.end != numbers:
         raise AdapterError(
             f"{where} is {len(array.data)} bytes long, which does not fit its header: {dtype} {shape}"
         )
-    values = np.frombuffer(array.data, dtype, offset=stream.tell())
-    return values.reshape(shape, order="F" if fortran else "C").copy()
+    values = np.frombuffer(array.data, dtype, offset=header.end)
+    return values.reshape(shape, order="F" if header.fortran else "C").copy()
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    end: int
+
+
+def _header_bytes(data: bytes) -> bytes:
+    """The start of an array up to its first number, as far as the array says itself; at most `HEADER` bytes."""
+    width = 2 if data[6:8] == b"\x01\x00" else 4
+    end = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    if end > HEADER:
+        raise ValueError(f"a header of {end} bytes, expected {HEADER} at most")
+    return data[:end]
+
+
+@lru_cache(maxsize=1024)
+def _header(start: bytes) -> _Header:
+    """What a header says. Headers are few and come with every message, and reading one compiles Python."""
+    stream = io.BytesIO(start)
+    version = npy.read_magic(stream)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return _Header(*read(stream), stream.tell())
 
 
 def message_bytes(record: ArrayRecord) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+from functools import cache
 
 
+@cache
 def version() -> str:
-    """Of the fedrot that is installed here."""
+    """Of the fedrot that was installed here when it was first asked: the one that runs, whatever came on disk since."""
     return importlib.metadata.version("fedrot")
