@@ -21,14 +21,15 @@ ROOT = Path(__file__).parents[2]
 
 
 class Process:
-    """A `fedrot deploy` command that runs beside the test, with its output in a file."""
+    """A Python module that runs beside the test, with its output in a file."""
 
-    def __init__(self, arguments: Sequence[str | Path], log: Path) -> None:
+    def __init__(self, module: str, arguments: Sequence[str | Path], log: Path) -> None:
         self.log = log
-        env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
+        path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fedrot", "deploy", *map(str, arguments)],
+                [sys.executable, "-m", module, *map(str, arguments)],
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -85,7 +86,10 @@ class Federation:
         self.superlink: Process | None = None
 
     def start(self, *arguments: str | Path, name: str) -> Process:
-        process = Process(arguments, self.root / f"{name}.log")
+        return self.start_module("fedrot", "deploy", *arguments, name=name)
+
+    def start_module(self, module: str, *arguments: str | Path, name: str) -> Process:
+        process = Process(module, arguments, self.root / f"{name}.log")
         self.processes.append(process)
         return process
 
