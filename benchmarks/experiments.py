@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fedrot
-from fedrot.comparison.check import split_recipe
+from fedrot.comparison.reading import split_recipe
 
 ROOT = Path(__file__).parent.parent
 SWEEPS = {

@@ -18,7 +18,7 @@ from mkdocs.exceptions import PluginError
 
 import fedrot
 from fedrot import cli, config, partition_options
-from fedrot.comparison import check, command
+from fedrot.comparison import command, reading
 from fedrot.engines import compat
 
 
@@ -29,7 +29,7 @@ def check_toml(block: str) -> None:
     data.setdefault("task", {}).setdefault("data", "tweets")
     if (sweep := data.pop("compare", None)) is not None:
         data.setdefault("federation", {}).setdefault("clients", 2)
-        check.make_design(data, sweep, {})
+        reading.make_design(data, sweep, {})
     made = config.parse_config(data)
     compat.method_of(made)
     kind = partition_options.find_kind(made.partition.kind)
@@ -77,8 +77,8 @@ def check_comparison(given: dict[str, Any]) -> None:
         return
     names = inspect.signature(command.parse_options).parameters
     asked = command.parse_options(**{name: given[name] for name in names})
-    recipe, table = check.split_recipe(given["recipe"])
-    check.make_design(recipe, table, asked, given["set_"] or ())
+    recipe, table = reading.split_recipe(given["recipe"])
+    reading.make_design(recipe, table, asked, given["set_"] or ())
 
 
 def check_python(block: str) -> None:

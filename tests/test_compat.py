@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedrot.comparison.check import make_design
+from fedrot.comparison.reading import make_design
 from fedrot.comparison.store import cell_key
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter, Factors

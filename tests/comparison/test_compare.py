@@ -18,9 +18,9 @@ from rich.console import Console
 
 from fedrot.comparison import Comparison, Watcher, compare
 from fedrot.comparison.budget import estimate_budget
-from fedrot.comparison.check import make_design
 from fedrot.comparison.command import run_command
 from fedrot.comparison.pool import Task
+from fedrot.comparison.reading import make_design
 from fedrot.comparison.store import Store
 from fedrot.comparison.table import difference, rows
 from fedrot.config import RunConfig, parse_config

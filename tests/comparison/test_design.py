@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrot.comparison.check import as_table, make_design, split_recipe
 from fedrot.comparison.design import Design, candidates, thin_out
 from fedrot.comparison.options import parse_assignments, parse_variant
+from fedrot.comparison.reading import as_table, make_design, split_recipe
 from fedrot.comparison.run import expected_cells, plan
 from fedrot.config import load_config
 from fedrot.errors import ConfigError

@@ -16,10 +16,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from rich.console import Console
 
 from fedrot.comparison import Comparison
-from fedrot.comparison.check import make_design, split_recipe
 from fedrot.comparison.command import figures_for, print_published
 from fedrot.comparison.design import Design
 from fedrot.comparison.published import beside, published_markdown, published_rows, read_published
+from fedrot.comparison.reading import make_design, split_recipe
 from fedrot.config import RunConfig, load_config
 from fedrot.engines.run import run
 from fedrot.errors import ConfigError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedrot.comparison.check import as_table, make_design, split_recipe
+from fedrot.comparison.reading import as_table, make_design, split_recipe
 from fedrot.errors import ConfigError
 
 BASE = """

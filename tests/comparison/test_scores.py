@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedrot.comparison.cell import figures
-from fedrot.comparison.check import make_design
+from fedrot.comparison.reading import make_design
 from fedrot.comparison.results import figure, judged_by
 from fedrot.comparison.table import difference, headers, verdict
 from fedrot.comparison.tuning import Trial, choose

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fedrot.comparison.drawing import Bands, RowMark, Rows, Spread
 from fedrot.comparison.options import show_value, shown
 from fedrot.comparison.table import name_of, score_of
-from fedrot.report.canvas import WIDE, Chart, Key, Spot, Theme
+from fedrot.report.canvas import WIDE, Chart, Key
 from fedrot.report.digits import byte_unit, decimal
-from fedrot.report.plot import Line, Plot, dress
+from fedrot.report.plot import Line, Plot
 from fedrot.report.scores import Score
 from fedrot.report.words import tidy
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Json = Mapping[str, Any]
 _SHAPES, _MARKERS = ("line", "dashed", "dotted"), "osD^vP"
 COLOURS = 6
-Bands = Sequence[tuple[int, Sequence[tuple[float, float, float]]]]
 CROWD = 4
 """Lines beyond which their bands would cover each other; the intervals are then under the pointer alone."""
 ROW = 24
@@ -48,40 +44,6 @@ def looks(results: Json) -> dict[str, Look]:
 def _keys(results: Json, labels: Sequence[str]) -> list[Key]:
     look = looks(results)
     return [Key(label, look[label].colour, look[label].shape) for label in labels]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A line chart with the interval of each point: a band around its line, or bars where x is a list of cases."""
-
-    plot: Plot
-    bands: Bands
-    ticks: Sequence[tuple[float, str]] = ()
-    within: bool = True
-    """Values lie between 0 and 1."""
-
-    def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
-        """Draw on an empty figure."""
-        spots = self.plot(figure, theme)
-        axes = figure.axes[0]
-        low, high = axes.get_ylim()
-        room = 0.8 * (high - low)  # wide intervals get room, but not so much that the lines lie flat
-        reach = low, high
-        for colour, band in self.bands:
-            x, lows, highs = zip(*band, strict=True)
-            if self.ticks:
-                axes.vlines(x, lows, highs, color=theme.series[colour], linewidth=1.5, alpha=0.6)
-            else:
-                axes.fill_between(
-                    x, lows, highs, color=theme.series[colour], alpha=0.13, linewidth=0, zorder=0
-                )
-            reach = min(reach[0], *lows), max(reach[1], *highs)
-        floor, ceiling = (-0.01, 1.01) if self.within else (-math.inf, math.inf)
-        axes.set_ylim(max(reach[0], low - room, floor), min(reach[1], high + room, ceiling))
-        if self.ticks:
-            axes.set_xticks([x for x, _ in self.ticks], [label for _, label in self.ticks])
-            axes.set_xlim(-0.4, len(self.ticks) - 0.6)
-        return spots
 
 
 def _arms(results: Json, point: Json) -> list[Json]:
@@ -222,71 +184,6 @@ def _grid_chart(results: Json, key: str, values: Sequence[Any], other: Json, num
         Spread(plot, bands, ticks, within=score.share),
         _keys(results, list(curves)),
     )
-
-
-@dataclass(frozen=True)
-class RowMark:
-    """A row of a chart by rows: what is drawn at `y` for one arm."""
-
-    label: str
-    tip: str
-    colour: int
-    mean: float
-    span: tuple[float, float] | None
-    dots: Sequence[float] = ()
-    other: float | None = None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One row per arm: a mean with its span, faint dots, or two marks joined by a line."""
-
-    rows: Sequence[RowMark]
-    x_title: str
-    zero: bool
-
-    def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
-        """Draw on an empty figure."""
-        axes = figure.add_subplot()
-        dress(axes, theme, self.x_title, "")
-        axes.grid(visible=False, axis="y")
-        axes.grid(axis="x", color=theme.line, linewidth=0.8)
-        if self.zero:
-            axes.axvline(0, color=theme.muted, linewidth=1.4, gid="zero")
-        spots: list[Spot] = []
-        for y, row in enumerate(self.rows):
-            colour = theme.series[row.colour]
-            if row.span is not None:
-                axes.plot(row.span, [y, y], color=colour, linewidth=2.5, gid=f"span-{y}")
-            if row.other is not None:
-                axes.plot([row.mean, row.other], [y, y], color=theme.line, linewidth=2.5, zorder=1)
-                axes.plot(
-                    [row.other],
-                    [y],
-                    marker="o",
-                    color=colour,
-                    markerfacecolor=theme.paper,
-                    markersize=7,
-                    zorder=2,
-                )
-            axes.plot(
-                row.dots,
-                [y] * len(row.dots),
-                linestyle="",
-                marker="|",
-                color=theme.muted,
-                markersize=8,
-                alpha=0.8,
-            )
-            axes.plot(
-                [row.mean], [y], marker="o", color=colour, markersize=7, markeredgecolor=theme.paper, zorder=3
-            )
-            spots.append(Spot(axes, (-1e9, 1e9), (y - 0.5, y + 0.5), row.tip))
-        axes.set_ylim(len(self.rows) - 0.4, -0.6)
-        limit = 48 if figure.get_figwidth() > 7 else 20  # inches; on a phone the names would leave no room
-        axes.set_yticks(range(len(self.rows)), [tidy(row.label, limit) for row in self.rows])
-        axes.margins(x=0.06)
-        return spots
 
 
 def differences_chart(results: Json) -> Chart | None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedrot.comparison.check import as_table
 from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.options import Setting, show_value, shown
+from fedrot.comparison.reading import as_table
 from fedrot.comparison.stats import estimate, paired
 from fedrot.comparison.store import Json, Store, cell_key
 from fedrot.comparison.tuning import Trial, choose, trials

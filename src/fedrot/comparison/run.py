@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from fedrot.comparison.cell import CellWorker, end_of_worker
-from fedrot.comparison.check import make_design, split_recipe
 from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.options import Setting, shown
 from fedrot.comparison.pool import Pool, Task, Watch, work_here
+from fedrot.comparison.reading import make_design, split_recipe
 from fedrot.comparison.results import Fairness, collect
 from fedrot.comparison.store import Json, Store, cell_key
 from fedrot.comparison.tuning import choose, trials

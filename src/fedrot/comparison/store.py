@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedrot.comparison.check import as_table
 from fedrot.comparison.design import Design
 from fedrot.comparison.options import shown
+from fedrot.comparison.reading import as_table
 from fedrot.config import RunConfig, differences, parse_config
 from fedrot.errors import OutputError
 from fedrot.rundir import is_free, write_whole
