@@ -6,19 +6,36 @@ import asyncio
 from typing import Any
 
 import pytest
+from flwr.proto.fleet_pb2 import PushMessagesRequest  # pyright: ignore[reportAttributeAccessIssue]
+from flwr.proto.message_pb2 import Message as MessageProto  # pyright: ignore[reportAttributeAccessIssue]
+from flwr.proto.message_pb2 import Metadata  # pyright: ignore[reportAttributeAccessIssue]
+from flwr.proto.node_pb2 import Node as NodeProto  # pyright: ignore[reportAttributeAccessIssue]
 
-from fedrot.engines.flower.deploy.gate import NODE_PATHS, TOKEN_HEADER, Gate
+from fedrot.engines.flower.deploy.gate import NODE_PATHS, REPLIES, TOKEN_HEADER, Gate
 
 OUTER, INNER = ("192.0.2.7", 8000), ("127.0.0.1", 4711)
 TOKEN = "f00d" * 16
 
 
 def answer(
-    path: str, server: tuple[str, int], *, method: str = "POST", token: str | None = None, length: str = "3"
+    path: str,
+    server: tuple[str, int],
+    *,
+    method: str = "POST",
+    token: str | None = None,
+    length: str = "3",
+    body: bytes = b"",
 ) -> int:
     sent: list[dict[str, Any]] = []
+    halves = [(body[:5], True), (body[5:], False)]
+
+    async def receive() -> Any:
+        part, more = halves.pop(0)
+        return {"type": "http.request", "body": part, "more_body": more}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if body:
+            assert await receive() == {"type": "http.request", "body": body, "more_body": False}
         await send({"type": "http.response.start", "status": 200})
 
     async def send(event: Any) -> None:
@@ -27,7 +44,7 @@ def answer(
     headers = [(b"content-length", length.encode())] if length else []
     headers += [(TOKEN_HEADER.encode(), token.encode())] if token is not None else []
     scope = {"type": "http", "method": method, "path": path, "server": server, "headers": headers}
-    asyncio.run(Gate(app, INNER[1], TOKEN, limit=1000)(scope, None, send))  # pyright: ignore[reportArgumentType]
+    asyncio.run(Gate(app, INNER[1], TOKEN, limit=1000)(scope, receive, send))
     return sent[0]["status"]
 
 
@@ -79,6 +96,17 @@ def test_a_request_that_is_too_long_or_does_not_say_is_refused():
     assert answer("/v1/fleet/push-object", OUTER, length="1001") == 413
     assert answer("/v1/fleet/push-object", OUTER, length="") == 411
     assert answer("/v1/fleet/push-object", OUTER, length="-1") == 411
+
+
+@pytest.mark.parametrize(("writers", "status"), [([7], 200), ([8], 403), ([7, 8], 403), ([0], 403)])
+def test_a_node_hands_in_replies_of_its_own_alone(writers: list[int], status: int):
+    messages = [MessageProto(metadata=Metadata(src_node_id=writer, message_id="one")) for writer in writers]
+    request = PushMessagesRequest(node=NodeProto(node_id=7), messages_list=messages)
+    assert answer(REPLIES, OUTER, body=request.SerializeToString()) == status
+
+
+def test_replies_that_are_none_are_refused():
+    assert answer(REPLIES, OUTER, body=b"\xff" * 20) == 400
 
 
 def test_get_is_not_served():

@@ -1,4 +1,4 @@
-"""One client among several that sends NaN or a wrong shape, over real processes."""
+"""A node whose client sends NaN or a wrong shape, or which claims the clients of another, over real processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.flower.deployed_runs import Runs
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture
-def runs(tmp_path: Path, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
     """The second of the two nodes misbehaves."""
-    made = Runs(tmp_path, tiny_model, corpus)
+    made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
     try:
         made.federation.start_server()
         sound, spoiling = made.federation.folders
@@ -38,3 +38,11 @@ def test_its_updates_are_rejected_with_the_reason_and_the_others_go_on(runs: Run
         assert record["dropped_clients"] == []
     adapter = load_file(runs.root / "run" / "adapter" / "adapter_model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in adapter.values())
+
+
+def test_a_node_that_claims_another_ones_clients_is_refused_by_its_key(runs: Runs) -> None:
+    runs.federation.server.clients.write_text("node-0 = [0, 1]\nnode-1 = [2]\n", "utf-8")
+    process = runs.run("engine.wait=20", out="claims")
+    assert process.wait() == 6, process.said
+    assert "node 'node-1' says that it hosts client 3, but its key 'node-1' may host [2]" in process.said
+    assert not runs.records("claims")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,14 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.flower.blocks import blocks
+from fedrot.engines.flower.deploy.claims import load_claims
+from fedrot.engines.flower.deploy.layout import SERVER_FOLDER, load_server
 from fedrot.engines.flower.messages import FACTS
 from fedrot.engines.flower.node import NodeSettings, load_node
 from fedrot.engines.flower.packing import PackedGrid, pack, packed, to_bytes, unpack
+from fedrot.engines.flower.roster import Vouch
 from fedrot.engines.flower.worker import Worker
+from fedrot.engines.observer import Observer
 from fedrot.errors import ConfigError
 
 WorkerOf = Callable[[Message, Context], Worker]
@@ -131,4 +136,17 @@ def main(grid: Grid, context: Context) -> None:
     else:
         run = RunDirectory(out)
         run.check_free()
-    run_over(PackedGrid(grid), config, run, Spoken(), resume=resume)
+    observer = Spoken()
+    run_over(PackedGrid(grid), config, run, observer, resume=resume, vouch=_vouch(grid, observer))
+
+
+def _vouch(grid: Grid, observer: Observer) -> Vouch | None:
+    """What a deployed server holds nodes' words against; None where its folder says nothing."""
+    folder = os.environ.get(SERVER_FOLDER)
+    if folder is None:
+        return None
+    claims = load_claims(load_server(folder), grid)
+    if claims is None:
+        observer.note("the server has no clients.toml: any registered node may host any client that is free")
+        return None
+    return claims.check

@@ -36,11 +36,21 @@ class Peer:
         return float(self.examples[self.clients.index(client)]) if weighting == "samples" else 1.0
 
 
+Vouch = Callable[[int, str, Sequence[int]], None]
+"""Raises an `AdapterError` unless a node, by Flower's number and by its name, may host these clients."""
+
+
 class Roster:
     """Admits nodes and knows who hosts whom."""
 
     def __init__(
-        self, grid: Grid, federation: Federation, observer: Observer, *, patient: bool = True
+        self,
+        grid: Grid,
+        federation: Federation,
+        observer: Observer,
+        *,
+        patient: bool = True,
+        vouch: Vouch | None = None,
     ) -> None:
         """Nobody is asked yet.
 
@@ -49,12 +59,14 @@ class Roster:
             federation: the server's: what nodes must agree with.
             observer: hears who joins, leaves and is refused.
             patient: whether nodes may still come; if not, a missing one is an error at once.
+            vouch: refuses a node that may not host the clients it names.
         """
         self.base = fingerprint(federation.base)
         self._grid = grid
         self._federation = federation
         self._observer = observer
         self._patient = patient
+        self._vouch = vouch
         self._peers: dict[int, Peer] = {}
         self._hosts: dict[int, Peer] = {}
         self._asked: dict[str, int] = {}
@@ -195,6 +207,8 @@ class Roster:
             raise AdapterError(f"{who}: clients, examples and ranks of unequal number")
         if len({*welcome.clients}) < len(welcome.clients):
             raise AdapterError(f"{who} names a client twice: {welcome.clients}")
+        if self._vouch is not None:
+            self._vouch(node, who, welcome.clients)
         for client, examples, rank in zip(welcome.clients, welcome.examples, welcome.ranks, strict=True):
             self._check_client(who, client, examples, rank)
         peer = Peer(

@@ -16,7 +16,7 @@ from fedrot.engines.flower.blocks import blocks
 from fedrot.engines.flower.grid import InProcessGrid
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.flower.node_data import Local
-from fedrot.engines.flower.roster import Roster
+from fedrot.engines.flower.roster import Roster, Vouch
 from fedrot.engines.flower.session import Session
 from fedrot.engines.flower.worker import Worker
 from fedrot.engines.observer import Observer
@@ -58,7 +58,13 @@ def run_flower(
 
 
 def run_over(
-    grid: Grid, config: RunConfig, run: RunDirectory, observer: Observer, *, resume: bool = False
+    grid: Grid,
+    config: RunConfig,
+    run: RunDirectory,
+    observer: Observer,
+    *,
+    resume: bool = False,
+    vouch: Vouch | None = None,
 ) -> RunResult:
     """Run a recipe over the nodes of a grid, which come and go.
 
@@ -68,6 +74,7 @@ def run_over(
         run: the directory, created or reopened by the caller.
         observer: told of progress.
         resume: continue from the newest whole checkpoint, if there is one.
+        vouch: refuses a node that may not host the clients it names.
 
     Raises:
         FedrotError: as its parts do; too few nodes within `engine.wait` seconds.
@@ -76,7 +83,7 @@ def run_over(
     check_secret(config.privacy)
     check_trackers(config)
     observer.preparing("reading data and base model")
-    return serve(grid, prepare(config), run, observer, resume=resume, patient=True)
+    return serve(grid, prepare(config), run, observer, resume=resume, patient=True, vouch=vouch)
 
 
 def check_flower(config: RunConfig) -> None:
@@ -137,6 +144,7 @@ def serve(
     *,
     resume: bool = False,
     patient: bool = False,
+    vouch: Vouch | None = None,
 ) -> RunResult:
     """Run the rounds of a federation over the nodes of a grid.
 
@@ -147,11 +155,12 @@ def serve(
         observer: told of progress, and of nodes that join, leave and are refused.
         resume: continue from the newest whole checkpoint, if there is one.
         patient: whether nodes may still come; if not, a missing one is an error at once.
+        vouch: refuses a node that may not host the clients it names.
 
     Raises:
         TrainingError: too few nodes, or all clients of a round rejected.
     """
-    roster = Roster(grid, federation, observer, patient=patient)
+    roster = Roster(grid, federation, observer, patient=patient, vouch=vouch)
     for note in _of_personal(federation):
         observer.note(note)
     roster.gather()

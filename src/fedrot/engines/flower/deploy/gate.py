@@ -3,6 +3,9 @@
 The SuperLink listens on two sockets. What arrives at the outer one may only be a request that a node makes. What
 arrives at the one on the loopback may be a request of the server app, which Flower authenticates by the task's token
 or the executor's secret, or a control request with the token of this server's user. All else is answered 404.
+
+Flower holds the node that a request names against the key that signed it, but not the sender that a reply inside the
+request names. So that no node answers in another's name, the gate holds these two against each other.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
+
+from flwr.proto.fleet_pb2 import PushMessagesRequest  # pyright: ignore[reportAttributeAccessIssue]
+from google.protobuf.message import DecodeError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,6 +42,8 @@ NODE_PATHS = frozenset(
     )
 )
 """What a node with a registered key needs. Nodes do not register themselves."""
+
+REPLIES = "/v1/fleet/push-messages"
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,35 @@ class Gate:
             await _refuse(send, 411, "a request has to say its length")
         elif int(length) > self.limit:
             await _refuse(send, 413, f"a request may hold {self.limit} bytes")
+        elif scope["path"] == REPLIES:
+            await self._reply(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    async def _reply(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass replies on if the node that hands them in says that it wrote them."""
+        body = b""
+        more = True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                return
+            body += event.get("body", b"")
+            more = event.get("more_body", False)
+        try:
+            request = PushMessagesRequest.FromString(body)
+        except DecodeError:
+            await _refuse(send, 400, "these are no replies")
+            return
+        if any(one.metadata.src_node_id != request.node.node_id for one in request.messages_list):
+            await _refuse(send, 403, "a reply names another node than the one that hands it in")
+            return
+        whole: list[MutableMapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> MutableMapping[str, Any]:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, again, send)
 
     def _inner(self, scope: Scope) -> bool:
         """Whether it arrived at the inner socket: that socket's own address says so, which no sender chooses."""

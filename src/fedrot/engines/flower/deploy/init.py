@@ -18,6 +18,8 @@ from fedrot.engines.flower.node import NODE_FILE
 from fedrot.errors import ConfigError, OutputError
 from fedrot.rundir import is_free, write_whole
 
+_CLAIMS = "# The clients that each node may host, by the name of its key in keys/. Read when a run starts.\n"
+
 
 def init(
     directory: Path,
@@ -63,10 +65,12 @@ def init(
     write_whole(server / SERVER_FILE, tomli_w.dumps(settings))
     _write_certificates(server, certificates)
     private_folder(server / "keys")
+    names = [f"node-{number}" for number in range(nodes)]
+    write_whole(server / "clients.toml", _CLAIMS + tomli_w.dumps(dict(zip(names, shares, strict=True))))
     state = private_folder(server / "state")
     service = unit("superlink", "fedrot federation server", server, [state])
     write_whole(server / "fedrot-superlink.service", service)
-    folders = [directory / "nodes" / f"node-{number}" for number in range(nodes)]
+    folders = [directory / "nodes" / name for name in names]
     for folder, clients in zip(folders, shares, strict=True):
         _write_node(folder, clients, address, certificates.ca)
         if not own_keys:

@@ -12,6 +12,8 @@ from fedrot.config.sections import Section
 from fedrot.errors import OutputError
 
 SERVER_FILE = "server.toml"
+SERVER_FOLDER = "FEDROT_SERVER_FOLDER"
+"""The environment variable by which a server app finds the server's folder."""
 
 
 class ServerFile(Section):
@@ -55,6 +57,11 @@ class Server:
     def keys(self) -> Path:
         """Public keys of the nodes that may take part, `<name>.pub`."""
         return self.directory / "keys"
+
+    @property
+    def clients(self) -> Path:
+        """By the name of each node's key, which clients it may host."""
+        return self.directory / "clients.toml"
 
     @property
     def state(self) -> Path:

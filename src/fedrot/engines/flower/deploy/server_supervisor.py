@@ -19,7 +19,7 @@ from flwr.supercore.constant import TaskType
 
 from fedrot.engines.flower.deploy.connect import split
 from fedrot.engines.flower.deploy.control import Control, control
-from fedrot.engines.flower.deploy.layout import Server, private_folder
+from fedrot.engines.flower.deploy.layout import SERVER_FOLDER, Server, private_folder
 from fedrot.engines.flower.deploy.pki import write_secret
 from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, readable
 from fedrot.engines.flower.deploy.runtime import Runtime
@@ -153,7 +153,8 @@ class ServerSupervisor:
         }
         self._say(f"starting run {task.run}; its log is {log}")
         line = json.dumps(given).encode() + b"\n"
-        child = Child(f"run {task.run}", module("serverapp_main"), self._env, given=line, told=told)
+        env = {**self._env, SERVER_FOLDER: str(server.directory)}
+        child = Child(f"run {task.run}", module("serverapp_main"), env, given=line, told=told)
         self._apps[task.run] = child
 
     def _settle(self, run: int, child: Child) -> None:

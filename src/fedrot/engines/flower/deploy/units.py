@@ -64,7 +64,8 @@ with the extra `flower`, in the same version everywhere.
 4. Edit `node.toml` on each node: where its data and its model lie.
 5. On the server: `fedrot deploy status server`, then `fedrot deploy run RECIPE --dir server`
 
-The clients' numbers in the `node.toml` files must be those of the recipe, from 0 on, each on one node.
+The clients' numbers in the `node.toml` files must be those of the recipe, from 0 on, each on one node, and those that
+`server/clients.toml` allows the node's key.
 The certificates are valid for {days} days; `fedrot deploy renew server` makes new ones, and every node needs the new
 `ca.crt`. As services: create the user `fedrot`, give it the folder, copy the `.service` file to `/etc/systemd/system/`.
 Never copy `server/server.key` to a node or a node's `node.key` to another node.
