@@ -10,21 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from safetensors.torch import load_file
 
 import fedrot
 from fedrot.checkpoint import load_checkpoint
 from fedrot.config import RunConfig
-from fedrot.config.sections import EngineConfig
+from fedrot.config.sections import EngineConfig, MethodConfig
 from fedrot.engines import rounds, training
 from fedrot.engines.export import export
 from fedrot.engines.finish import is_score
+from fedrot.engines.flower.messages import FACTS, REFUSED, TRAIN, Order, pack_broadcast, written
+from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.flower.run import run_flower
+from fedrot.engines.flower.versions import version
+from fedrot.engines.flower.worker import Worker
 from fedrot.engines.local import run_local
 from fedrot.engines.rounds import RunResult
 from fedrot.engines.run import run
+from fedrot.engines.setup import prepare
 from fedrot.errors import OutputError
+from fedrot.model import fingerprint
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState
 from tests.flower.federation import disturbed_run
@@ -221,3 +227,29 @@ def test_a_run_is_not_taken_over_by_the_engine_that_has_not_its_parts(personal: 
         export(tmp_path / "flower", merge=True)
     card = json.loads((tmp_path / "flower" / "adapter" / "fedrot.json").read_text("utf-8"))
     assert "what they share" in card["note"]
+
+
+def test_what_one_recipe_left_with_a_client_does_not_leave_it_under_another(
+    personal: Make, tmp_path: Path
+) -> None:
+    config = personal(federation__rounds=1, federation__fraction=1.0)
+    run(config, out=tmp_path / "run")
+    state = state_of(tmp_path / "run")
+    assert state.apart is not None
+    other = config.model_copy(update={"method": MethodConfig(name="fedit")})
+    worker = Worker(NodeSettings("one", (0, 1), trusts_recipe=True, kept=str(tmp_path / "run" / "kept")))
+    order = Order(
+        version=version(),
+        base=fingerprint(prepare(other).base),
+        recipe=other.to_toml(),
+        labels=["code", "money", "sport"],
+        run=state.apart.run,
+        round=2,
+        clients=[0],
+        kept=[1],
+        scale=state.adapter.scale,
+    )
+    content = RecordDict({FACTS: written(order), **pack_broadcast(state.adapter, None)})
+    reply = worker.handle(TRAIN, content)
+    assert not reply.array_records
+    assert "has the recipe's method" in str(reply.config_records[REFUSED]["0"])

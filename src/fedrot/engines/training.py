@@ -98,7 +98,7 @@ def train_all(
         Tasks and what came of them, in the order of `groups`; to be closed, see `Crew.map`.
     """
     together, cache = list(groups(members, clients)), members.train.cache
-    if cache is not None and len(members.crew.models) > 1 and not bool(cache.filled.all()):
+    if together and cache is not None and len(members.crew.models) > 1 and not bool(cache.filled.all()):
         # All models fill it, so before they have other work.
         cache.ensure(torch.cat([_plan(members, group, number).rows.flatten() for group in together]))
 

@@ -16,7 +16,6 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedrot.core.adapter import Adapter
 from fedrot.errors import AdapterError, OutputError
 
 EARLIER = 2
@@ -40,20 +39,21 @@ class Kept:
         self._folder, self._where = folder, where
         self._memory: dict[tuple[str, int], dict[int, bytes]] = {}
 
-    def load(self, run: str, client: int, round: int, received: Adapter) -> dict[str, Tensor]:
+    def load(self, run: str, client: int, round: int, stays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a client kept of a round.
 
         Args:
             run: its name.
             client: its number.
             round: the one that the server asks for; 0 for a client that has kept nothing yet.
-            received: the broadcast at the client's rank, whose tensors these stand for.
+            stays: what was received in place of all that the method leaves with clients, by name as in
+                `Adapter.tensors()`.
 
         Returns:
-            By name as in `Adapter.tensors()`, on the device of `received`.
+            The same names, on the device of `stays`.
 
         Raises:
-            AdapterError: it is not here, cannot be read, or does not fit `received`.
+            AdapterError: it is not here, cannot be read, or does not fit `stays`.
         """
         if round == 0:
             return {}
@@ -67,14 +67,14 @@ class Kept:
             parts: dict[str, Tensor] = safetensors.torch.load(blob)
         except SafetensorError as error:
             raise AdapterError(f"{what} cannot be read ({error}); put a copy of it back") from error
-        expected = received.tensors()
-        for key, tensor in parts.items():
-            if key not in expected or tensor.shape != expected[key].shape:
-                raise AdapterError(
-                    f"{what} holds {key!r} of shape {tuple(tensor.shape)}, which does not fit what it received; has "
-                    "the node's rank changed?"
-                )
-        return {key: parts[key].to(tensor.device) for key, tensor in expected.items() if key in parts}
+        shapes, expected = ({key: tuple(t.shape) for key, t in named.items()} for named in (parts, stays))
+        if unlike := sorted(shapes.items() ^ expected.items()):
+            key, shape = unlike[0]
+            raise AdapterError(
+                f"{what} does not fit what the recipe leaves with it, the first at {key!r} of shape {shape}; has the "
+                "recipe's method or the node's rank changed?"
+            )
+        return {key: parts[key].to(tensor.device) for key, tensor in stays.items()}
 
     def save(self, run: str, client: int, start: int, round: int, parts: Mapping[str, Tensor]) -> None:
         """Keep what a client trained in a round that it started from the parts of round `start`.

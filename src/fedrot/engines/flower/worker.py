@@ -44,7 +44,7 @@ from fedrot.engines.shared import Shared
 from fedrot.engines.training import Task, train_all
 from fedrot.errors import AdapterError, ConfigError, DataError, ModelError, SecureAggregationError
 from fedrot.privacy import check_secret
-from fedrot.server import bare, starts
+from fedrot.server import own_parts, starts
 from fedrot.tasks.own import NODES
 
 
@@ -127,7 +127,7 @@ class Worker:
                 f"{where}: the recipe has privacy.secure_aggregation = "
                 f"{str(rules is None).lower()}, the server asks otherwise"
             )
-        own, refused = self._own(order, received)
+        own, refused = self._own(order, local, received)
         self._budget.spend(list(own), local.clients.config.privacy)
         reply, hidden = RecordDict(), dict[int, Share | str]()
 
@@ -158,7 +158,7 @@ class Worker:
             raise DataError(
                 f"{self._where} has no test split to examine its clients' own models on: its data is its clients' alone"
             )
-        own, refused = self._own(order, received)
+        own, refused = self._own(order, local, received)
         reply = RecordDict()
         for client, parts in own.items():
             model = own_model(received, {client: parts}, client, None)
@@ -197,13 +197,20 @@ class Worker:
             raise AdapterError(f"{where}: no adapter came with the order")
         return order, local, received.map(lambda tensor: tensor.to(local.device))
 
-    def _own(self, order: Order, received: Adapter) -> tuple[dict[int, dict[str, Tensor]], dict[int, str]]:
-        """What each client goes on from beside the broadcast, and why some cannot."""
+    def _own(
+        self, order: Order, local: Local, received: Adapter
+    ) -> tuple[dict[int, dict[str, Tensor]], dict[int, str]]:
+        """What each client goes on from beside the broadcast, and why some cannot.
+
+        What was kept under one recipe must not leave under another, so nothing is loaded that would be uploaded.
+        """
+        method = local.clients.method
+        stays = own_parts(method, received, order.round) if method.laws.personal else {}
         own: dict[int, dict[str, Tensor]] = {}
         refused: dict[int, str] = {}
         for client, kept in zip(order.clients, order.kept, strict=True):
             try:
-                own[client] = self._kept.load(order.run, client, kept, bare(received))
+                own[client] = self._kept.load(order.run, client, kept, stays)
             except AdapterError as error:
                 refused[client] = str(error)
         return own, refused
