@@ -19,8 +19,9 @@ from fedrot.config import RunConfig, TrainConfig
 from fedrot.crew import Halted
 from fedrot.engines.local import in_process
 from fedrot.engines.observer import Observer
+from fedrot.engines.parts import Split
 from fedrot.engines.rounds import run_round
-from fedrot.engines.setup import Federation, Split, prepare
+from fedrot.engines.setup import Federation, prepare
 from fedrot.engines.shared import frozen_key
 from fedrot.evaluate import predict
 from fedrot.server import ServerState, choose_clients

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter, normalise
-from fedrot.engines.setup import Federation, Split
+from fedrot.engines.parts import Split
+from fedrot.engines.setup import Federation
 from fedrot.evaluate import expected_accuracy, predict
 from fedrot.server import Personal, ServerState, starts
 from fedrot.tasks import recalls

@@ -14,8 +14,9 @@ from fedrot.core.adapter import Adapter
 from fedrot.core.frames import reframe
 from fedrot.crew import Crew, Halted
 from fedrot.engines import compat
+from fedrot.engines.parts import Split
 from fedrot.engines.private import protected
-from fedrot.engines.setup import Federation, Split
+from fedrot.engines.setup import Federation
 from fedrot.methods import Method, Upload
 from fedrot.server import bare
 from fedrot.stacked import StackedModel

@@ -13,7 +13,8 @@ from fedrot.core.adapter import Adapter
 from fedrot.engines.fitting import fitting_rows
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.groups import choose_group_size
-from fedrot.engines.setup import Federation, assemble, prepare
+from fedrot.engines.parts import assemble
+from fedrot.engines.setup import Federation, prepare
 from fedrot.engines.shared import Shared
 from fedrot.engines.training import Clients
 from fedrot.errors import ConfigError, DataError

@@ -1,0 +1,134 @@
+"""The base model with the sites that a recipe adapts, and encoded data to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedrot.cache import FrozenCache
+from fedrot.config import RunConfig
+from fedrot.core.adapter import Adapter
+from fedrot.crew import Crew
+from fedrot.engines import compat
+from fedrot.engines.groups import choose_workers
+from fedrot.engines.shared import Shared, base_key, frozen_key
+from fedrot.errors import ConfigError, ModelError
+from fedrot.model import BaseModel, initial_adapter, load_base, load_peft
+from fedrot.model.base import ENCODER_DECODER
+from fedrot.stacked import StackedModel
+from fedrot.tasks.batch import Encoded
+from fedrot.tasks.catalogue import objective
+from fedrot.tasks.objective import Objective
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Split:
+    """One encoded split and, where the recipe asks for it, the cached states of the frozen blocks."""
+
+    data: Encoded
+    cache: FrozenCache | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The base model with its adapter's sites, and encoded data to feed it."""
+
+    config: RunConfig
+    base: BaseModel
+    crew: Crew
+    initial: Adapter
+    shared: Shared
+
+    def split(self, name: str, data: Dataset) -> Split:
+        """A split, encoded; the states of frozen blocks are cached where the recipe asks for it.
+
+        Raises:
+            ModelError: cached states would change this model's results.
+        """
+        return self.shared.get(name, frozen_key(self.config), lambda: self._built(name, data))
+
+    def _built(self, name: str, data: Dataset) -> Split:
+        config = self.config
+        if config.train.cache_frozen and self.base.kind == ENCODER_DECODER:
+            raise ConfigError(
+                "train.cache_frozen = true: every block of this model's decoder reads what its encoder says, which a "
+                "cache of one stack of blocks does not hold; set train.cache_frozen = false"
+            )
+        goal = objective(config.task)
+        encoded = goal.encode(data, self.base.processor, self.base.opening).to(self.base.device)
+        if not config.train.cache_frozen:
+            return Split(encoded)
+        cache = FrozenCache(self.crew, encoded, config.train.cache_limit_mb)
+        if name == "train":
+            _check_cache(self.crew.lead, goal, self.initial, encoded, cache)
+        return Split(encoded, cache)
+
+
+def assemble(config: RunConfig, labels: Sequence[str], shared: Shared) -> Parts:
+    """Load the base model and find the sites that the recipe adapts.
+
+    Raises:
+        ConfigError, ModelError: as the parts do.
+    """
+    device = choose_device(config.train.device)
+    base = shared.get("base", base_key(config), lambda: _base(config, labels, device))
+    initial = initial_adapter(base, config.lora, config.seed)
+    if config.model.adapter is not None:
+        initial = load_peft(config.model.adapter, base, config.lora)
+    crew = Crew.of(base, initial, choose_workers(config, device), dropout=config.lora.dropout)
+    return Parts(config, base, crew, initial, shared)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one.
+
+    Raises:
+        ConfigError: a GPU that is not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not (available and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(
+            f"train.device = {name!r}: {torch.cuda.device_count()} GPUs are visible; set 'auto' or 'cpu'"
+        )
+    return device
+
+
+def _base(config: RunConfig, labels: Sequence[str], device: torch.device) -> BaseModel:
+    return load_base(
+        config.model,
+        labels,
+        kind=objective(config.task).head,
+        seed=config.seed,
+        precision=compat.precision(config),
+        device=device,
+        modules_to_save=config.lora.modules_to_save,
+    )
+
+
+@torch.no_grad()
+def _check_cache(
+    model: StackedModel, objective: Objective, adapter: Adapter, data: Encoded, cache: FrozenCache
+) -> None:
+    """Refuse a cache that would change results: some architectures feed later blocks by more than hidden states."""
+    rows = torch.arange(min(4, len(data)))
+    cache.ensure(rows)
+    batch = data.batch(rows)
+    model.load(adapter.expand(1))
+    full = objective.observe(model, batch, None)
+    cached = objective.observe(model, batch, cache.hidden(batch))
+    model.unload()
+    tolerance = 1e-4 if full.dtype == torch.float32 and model.base.dtype == torch.float32 else 3e-2
+    if not torch.allclose(full, cached, rtol=tolerance, atol=tolerance):
+        raise ModelError(
+            f"train.cache_frozen = true: this architecture gives other results from cached states (largest difference "
+            f"{(full - cached).abs().max():.1e}); set train.cache_frozen = false"
+        )
