@@ -30,6 +30,7 @@ WIDE: dict[str, Any] = {
 }
 DECODER = {**WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64}
 ENCODER = {**WIDE, "max_position_embeddings": 70}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
 
 SHAPES: dict[str, Shape] = {
     "llama": Shape("LlamaForCausalLM", "LlamaConfig", DECODER),
@@ -39,11 +40,8 @@ SHAPES: dict[str, Shape] = {
     "gpt2": Shape(
         "GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
     ),
-    "t5": Shape(
-        "T5Model",
-        "T5Config",
-        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
-    ),
+    "t5": Shape("T5Model", "T5Config", T5),
+    "t5-gated": Shape("T5Model", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}),
     "bert": Shape("BertModel", "BertConfig", ENCODER),
     "roberta": Shape("RobertaModel", "RobertaConfig", ENCODER),
     "vit": Shape("ViTModel", "ViTConfig", {**WIDE, "image_size": 8, "patch_size": 4}, texts=False),
@@ -59,7 +57,7 @@ def tokenizer(name: str) -> Any:
     made = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    if name == "t5":
+    if name.startswith("t5"):
         made.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 3)])
     pad = {} if name == "gpt2" else {"pad_token": "[PAD]"}
     return PreTrainedTokenizerFast(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.compat import method_of
 from fedrot.engines.run import run
-from fedrot.engines.setup import prepare
+from fedrot.engines.setup import Federation, prepare
 from fedrot.errors import ConfigError, ModelError
 from fedrot.estimate import DEVICES, Device, forecast, group_that_fits, memory, shape_of
 from fedrot.estimate.devices import GIB, UTILISATION
@@ -23,6 +26,10 @@ from fedrot.estimate.memory import activations, trained_numbers, weight_bytes
 from fedrot.estimate.settings import PUBLISHED, read_settings
 from fedrot.estimate.wire import messages
 from fedrot.estimate.work import work
+from fedrot.tasks.tokens import EncodedTokens
+from fedrot.wire import encode
+from tests.pictures import draw
+from tests.shapes import build
 
 Make = Callable[..., RunConfig]
 
@@ -45,11 +52,15 @@ def published(path: str, **sections: Any) -> RunConfig:
         ("meta-llama/Meta-Llama-3-8B", 7504.937),
         ("meta-llama/Llama-3.2-1B", 1235.821),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", 134.517),
+        ("openai-community/gpt2", 124.442),
+        ("google-t5/t5-small", 60.771),
+        ("google/vit-base-patch16-224-in21k", 85.801),
     ],
 )
 def test_published_models_have_their_known_sizes(path: str, millions: float) -> None:
     """As classifiers: a decoder's output layer gives way to a head of 3 classes."""
-    shape = shape_of(published(path), 3)
+    task = {"name": "image", "data": "digits"} if "vit" in path else {}
+    shape = shape_of(published(path, task=task), 3)
     assert shape.parameters / 1e6 == pytest.approx(millions, abs=0.02)
     assert "published settings" in shape.source
 
@@ -84,9 +95,9 @@ def test_parameters_of_a_decoder_are_counted_right(tmp_path: Path, kind: str, ti
         assert (modules[layer.name].bias is not None) == layer.bias
 
 
-def kept_by_a_step(config: RunConfig) -> tuple[int, int, float]:
-    """Bytes that a real step of two clients keeps, its operations, and the tokens of the batch."""
-    federation = prepare(config)
+def kept_by_a_step(federation: Federation) -> tuple[int, int]:
+    """Bytes that a real step of two clients keeps, and its operations; texts padded to `task.max_length`."""
+    config = federation.config
     model, base = federation.model, {p.data_ptr() for p in federation.base.module.parameters()}
     adapter = federation.initial.expand(2)
     held = model.load(adapter, a=True, b=True, head=True)
@@ -101,15 +112,16 @@ def kept_by_a_step(config: RunConfig) -> tuple[int, int, float]:
 
     data, size = federation.train.data, 2 * config.train.batch_size
     longest = data.lengths.argsort(descending=True)[:size]
-    batch = data.batch(longest, pad_to=config.task.max_length)
+    padding = {"pad_to": config.task.max_length} if isinstance(data, EncodedTokens) else {}
+    batch = data.batch(longest, **padding)
     seeds = torch.tensor([1, 2])
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
         with model.dropout_seeds(seeds):
-            loss = model.logits(batch).sum()
+            loss = federation.objective.losses(model, batch, None).sum()
         total = sum(kept.values())
         loss.backward()
     model.close()
-    return total, counter.get_total_flops(), float(batch.input_ids.numel())
+    return total, counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -130,13 +142,80 @@ def test_activations_and_operations_are_near_those_of_a_real_step(
         task__max_length=32,
         train__batch_size=8,
     )
+    check_a_step(config, prepare(config))
+
+
+def check_a_step(config: RunConfig, federation: Federation) -> None:
     shape = shape_of(config, 3)
-    kept, operations, tokens = kept_by_a_step(config)
+    kept, operations = kept_by_a_step(federation)
+    tokens = 2 * config.train.batch_size * shape.length(config.task.max_length)
     said = tokens * activations(config, shape, shape.sites(config.lora))
     assert said == pytest.approx(kept, rel=0.2)
-    if attention == "eager":  # the counter does not know the fused kernel of a CPU
+    if config.model.attention == "eager":  # the counter does not know the fused kernel of a CPU
         done = work(config, shape, clients=1, steps=1, evaluated=0)
         assert 2 * done.step == pytest.approx(operations, rel=0.2)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Texts and conversations of nearly 32 tokens where tokens are bytes, so that batches are padded; and pictures."""
+    folder, letters = tmp_path_factory.mktemp("sources"), random.Random(0)
+
+    def text(size: int) -> str:
+        return "".join(letters.choices("abcdefgh", k=size))
+
+    with (folder / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text(30 - row % 2), row % 3) for row in range(60))])
+    # Half prompt, half answer, each with its end; the answer also with what opens it.
+    said = [{"prompt": text(15 - row % 2), "response": text(14)} for row in range(14)]
+    (folder / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said), "utf-8")
+    pictures = draw(folder / "pictures", 20)
+    return {"classify": folder / "texts.csv", "generate": folder / "said.jsonl", "image": pictures}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("kind", "task", "targets", "layers"),
+    [
+        ("gpt2", "classify", "all-linear", "last:1"),
+        ("gpt2", "generate", ["c_attn"], "all"),
+        ("vit", "image", "all-linear", "all"),
+        ("t5", "classify", ["q", "v"], "all"),
+        ("t5", "classify", "all-linear", "last:1"),
+        ("t5", "generate", "all-linear", "all"),
+        ("t5-gated", "generate", ["q", "v"], "all"),
+    ],
+)
+def test_other_architectures_are_counted_right_and_near_a_real_step(
+    sources: dict[str, Path],
+    tmp_path: Path,
+    kind: str,
+    task: str,
+    targets: Any,
+    layers: str,
+    attention: str,
+) -> None:
+    limit = {} if task == "image" else {"max_length": 32}
+    config = parse_config(
+        {
+            "model": {"path": str(build(kind, tmp_path)), "attention": attention},
+            "lora": {"rank": 2, "target_modules": targets, "layers": layers},
+            "task": {"name": task, "data": str(sources[task]), "validation_fraction": 0, **limit},
+            "partition": {"kind": "iid"},
+            "train": {"batch_size": 6, "device": "cpu"},
+            "federation": {"clients": 2},
+        }
+    )
+    federation = prepare(config)
+    shape = shape_of(config, 3)
+    assert shape.parameters == sum(p.numel() for p in federation.base.module.parameters())
+    assert [layer.name for layer in shape.sites(config.lora)] == list(federation.initial.sites)
+    assert trained_numbers(config, shape) == sum(t.numel() for t in federation.initial.tensors().values())
+    adapter = federation.initial
+    said = messages(config, shape, method_of(config), 2)
+    assert said.first_down == 2 * len(encode(adapter, a=True, b=True, head=True))
+    check_a_step(config, federation)
+    assert any("32 tokens" in note or "5 tokens" in note for note in forecast(config, ()).notes)
 
 
 @pytest.mark.parametrize("name", ["fedit", "ffa", "rolora", "fedrot"])

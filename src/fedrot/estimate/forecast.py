@@ -12,9 +12,10 @@ from fedrot.config import RunConfig
 from fedrot.engines.compat import method_of
 from fedrot.engines.groups import choose_workers, group_on_cpu
 from fedrot.errors import ConfigError
+from fedrot.estimate.architectures import shape_of
 from fedrot.estimate.devices import Device
 from fedrot.estimate.memory import Memory, group_that_fits, memory, trained_numbers
-from fedrot.estimate.shape import Shape, shape_of
+from fedrot.estimate.shape import Shape
 from fedrot.estimate.wire import Bytes, messages
 from fedrot.estimate.work import Work, work
 from fedrot.server import cohort_size
@@ -79,10 +80,10 @@ def forecast(config: RunConfig, devices: Sequence[Device]) -> Forecast:
         raise ConfigError("federation.clients: missing; the estimate needs the number of clients")
     method = method_of(config)
     chosen = cohort_size(clients, config.federation.fraction)
-    notes: list[str] = [f"every text is taken to have task.max_length = {config.task.max_length} tokens"]
+    notes: list[str] = []
     train, evaluated, outputs = _examples(config, notes)
     shape = shape_of(config, len(config.task.labels or ()) or outputs)
-    notes.insert(0, f"model: {shape.source}")
+    notes[:0] = [f"model: {shape.source}", _taken(config, shape)]
     if config.lora.ranks is not None:
         notes.append("lora.ranks: all clients are taken to have the server's rank")
     done = work(config, shape, clients=chosen, steps=_steps(config, train, clients), evaluated=evaluated)
@@ -95,6 +96,14 @@ def forecast(config: RunConfig, devices: Sequence[Device]) -> Forecast:
         tuple(_on(device, config, shape, clients, chosen, done) for device in devices),
         tuple(notes),
     )
+
+
+def _taken(config: RunConfig, shape: Shape) -> str:
+    """What is assumed of the examples' lengths."""
+    if shape.tokens is not None:
+        return f"every image is {shape.tokens} tokens"
+    half = ", half of them the answer's" if shape.asked < 1 else ""
+    return f"every text is taken to have task.max_length = {config.task.max_length} tokens{half}"
 
 
 def _on(device: Device, config: RunConfig, shape: Shape, clients: int, chosen: int, done: Work) -> OnDevice:
@@ -131,7 +140,7 @@ def _examples(config: RunConfig, notes: list[str]) -> tuple[int | None, int, int
     train = None if known is None else known - held
     if task.max_train is not None:
         train = task.max_train if train is None else min(train, task.max_train)
-    if task.name == "classify" and task.data not in SIZES and not task.labels:
+    if task.name != "generate" and task.data not in SIZES and not task.labels:
         notes.append("the number of classes shows when the data is read; taken to be 2")
     return train, test + held, outputs
 

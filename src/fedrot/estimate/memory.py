@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from fedrot.config import RunConfig
 from fedrot.engines.compat import precision
 from fedrot.estimate.devices import GIB
-from fedrot.estimate.shape import Layer, Shape
-from fedrot.model.sites import block_of
+from fedrot.estimate.shape import Layer, Shape, Stack
 
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number."""
@@ -16,6 +15,10 @@ SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTISED = {"8bit": 1.0, "4bit": 0.5 + 0.127 / 8}
 """Bytes of a dense layer's weight: an 8-bit integer, or 4 bits with 0.127 more for the quantised constants of blocks of
 64 (Dettmers et al., QLoRA, NeurIPS 2023). Biases, norms, embeddings, head and output layer stay as they are."""
+
+ACTIVATIONS = {"gelu": 1, "relu": 1, "gelu_new": 4, "gated": 3, "gated-gelu_new": 6}
+"""Numbers that the nonlinearity keeps for each one within the feed-forward part: its input (`gelu`) or result (`relu`);
+what each step of `gelu_new` keeps; of a gated part also both factors."""
 
 LOGITS = 2**24
 """Token scores of a language model that are held at a time, see `fedrot.core.token_loss`."""
@@ -63,7 +66,7 @@ def memory(config: RunConfig, shape: Shape, group: int, *, device: str = "cuda",
     With `P` numbers in a client's adapter and head, `e` bytes a number of the base model, `G` clients and `N` in the
     round: adapters `4 P (2 G + 1)` and `e P G` if `e < 4`; gradients `4 P G`; the optimiser `4 P G` for each moment (0
     for SGD, 1 with momentum, 2 for AdamW); uploads `8 P N`. Activations as in `activations`, for
-    `T = G x batch x length` tokens, every text at `task.max_length`.
+    `T = G x batch x length` tokens, every text at `task.max_length`, every image as long as the model makes it.
 
     Args:
         config: the recipe.
@@ -75,10 +78,12 @@ def memory(config: RunConfig, shape: Shape, group: int, *, device: str = "cuda",
     sites = shape.sites(config.lora)
     numbers = trained_numbers(config, shape)
     size = SIZE[precision(config)]
-    tokens = group * config.train.batch_size * config.task.max_length
+    length = shape.length(config.task.max_length)
+    tokens = group * config.train.batch_size * length
     moments = {"sgd": 0, "momentum": 1, "adamw": 2}[config.train.optimizer]
+    asked = tokens * shape.asked
     widest = max(shape.width, shape.inner)
-    scores = shape.heads * config.task.max_length if config.model.attention == "eager" else 0
+    scores = shape.heads * length if config.model.attention == "eager" else 0
     return Memory(
         weights=weight_bytes(config, shape),
         adapters=4 * numbers * (2 * group + 1) + (size * numbers * group if size < 4 else 0),
@@ -86,7 +91,7 @@ def memory(config: RunConfig, shape: Shape, group: int, *, device: str = "cuda",
         optimizer=4 * numbers * group * moments,
         uploads=8 * numbers * max(chosen, group),
         activations=tokens * activations(config, shape, sites),
-        logits=(min(LOGITS, tokens * shape.vocabulary) * (size + 4) + 2 * tokens * shape.width * size)
+        logits=(min(LOGITS, asked * shape.vocabulary) * (size + 4) + 2 * asked * shape.width * size)
         if config.task.name == "generate"
         else 0,
         transient=tokens * (2 * max(widest, scores) * size + (24 * widest if config.lora.dropout else 0)),
@@ -114,52 +119,73 @@ def activations(config: RunConfig, shape: Shape, sites: tuple[Layer, ...]) -> fl
     """Bytes a token that the forward pass keeps, over all blocks from the first adapted one on.
 
     Blocks below carry no gradient and keep nothing. With `train.checkpointing` every block keeps its input, and one
-    block at a time all of it.
+    block at a time all of it. Where an encoder is adapted, all blocks of its decoder carry gradients, the first one
+    from its second attention on. What they read of the encoder is kept once if an adapted layer reads it.
     """
-    adapted: dict[int, set[str]] = {}
-    for layer in sites:
-        block = block_of(layer.name)
-        adapted.setdefault(block[1] if block else shape.blocks, set()).add(layer.name.rpartition(".")[2])
-    first = min(adapted)
-    each = [
-        _block(config, shape, [layer for layer in sites if f".{number}." in layer.name])
-        for number in range(first, shape.blocks)
-    ]
-    if not each:
-        return 0.0
-    if config.train.checkpointing:
-        return len(each) * shape.width * SIZE[precision(config)] + max(each)
-    return sum(each)
+    size, total, largest = SIZE[precision(config)], 0.0, 0.0
+    if any(_crosses(layer) for layer in sites):
+        total += shape.stacks[-1].reads * size * shape.width
+    for stack, first in zip(shape.stacks, shape.first_blocks(sites), strict=True):
+        each = [
+            _block(config, shape, stack, shape.of_block(sites, stack, number), entered=number == first)
+            for number in range(first, stack.blocks)
+        ]
+        if config.train.checkpointing:
+            total += stack.share * len(each) * shape.width * size
+            largest = max([largest, *each])
+        else:
+            total += sum(each)
+    return total + largest
 
 
-def _block(config: RunConfig, shape: Shape, sites: list[Layer]) -> float:
+def _block(config: RunConfig, shape: Shape, stack: Stack, sites: list[Layer], *, entered: bool) -> float:
     """Bytes a token of one block, with `h`, `m`, `d = heads x head_dim`, `e` bytes a number, context length `L`.
 
-    Kept whatever is adapted: the inputs of both norms (`2 e h`; in a decoder, whose norms compute in float32, 4 bytes a
-    number); queries, keys, values and result of attention (`4 e d`), and with eager attention the `heads x L` weights
-    twice, in float32 as well; before and after the nonlinearity, `e m`, and in a gated part `3 e m`.
+    Kept whatever is adapted: the inputs of both norms (`2 e h`; where norms compute in float32, 4 bytes a number);
+    queries, keys, values and result of attention (`4 e d`), and with eager attention the `heads x L` weights, in
+    float32 as well; between the layers of the feed-forward part, `ACTIVATIONS` times `e m`. A block that reads another
+    stack has a third norm and a second attention. Where positions are a bias on the weights, bias and padding of the
+    other stack's tokens are as many numbers as the weights, kept with any attention.
     Kept for an adapted layer: its input, once for all layers that share it, `rank` numbers, and with dropout a mask
     as large as the input.
     """
-    e, h, m, length = SIZE[precision(config)], shape.width, shape.inner, config.task.max_length
-    d = shape.heads * shape.head_dim
-    kept = 2.0 * h * (4 if shape.causal else e) + 4 * e * d
-    if config.model.attention == "eager":
-        kept += shape.heads * length * (e + (4 if e < 4 else 0))
-    kept += (3 if shape.gated else 1) * e * m
-    inputs = {_input_of(layer.name): layer.d_in for layer in sites}
-    kept += e * sum(inputs.values()) + e * config.lora.rank * len(sites)
+    e, h, m, share = SIZE[precision(config)], shape.width, shape.inner, stack.share
+    weights = shape.heads * shape.length(config.task.max_length) * share
+    eager = config.model.attention == "eager"
+    weights *= e + (4 if e < 4 else 0) if eager else e
+    norm, result = share * h * (4 if shape.wide_norms else e), e * shape.heads * shape.head_dim
+    kept = norm + ACTIVATIONS[shape.activation] * e * m * share
+    if stack.reads:
+        kept += result * 2 * (share + stack.reads)
+        kept += weights * stack.reads if eager or shape.biased_attention else 0
+    if not (stack.reads and entered and all(_reads(layer) for layer in sites)):
+        kept += norm * (2 if stack.reads else 1) + result * 4 * share
+        kept += weights * share if eager or (shape.biased_attention and not stack.reads) else 0
+    inputs = {_input_of(layer.name): layer.share * layer.d_in for layer in sites if not _crosses(layer)}
+    if shape.activation == "relu" and any(layer.name.endswith(".wo") for layer in sites):
+        kept -= e * m * share  # the result of it is the input of the next layer
+    kept += e * sum(inputs.values()) + e * config.lora.rank * sum(layer.share for layer in sites)
     if config.lora.dropout:
-        kept += e * sum(layer.d_in for layer in sites)
+        kept += e * sum(layer.share * layer.d_in for layer in sites)
     return kept
+
+
+def _reads(layer: Layer) -> bool:
+    """Whether a layer of a decoder lies behind its self-attention."""
+    return ".SelfAttention." not in layer.name
+
+
+def _crosses(layer: Layer) -> bool:
+    """Whether a layer of a decoder reads the encoder's result, as its blocks all do."""
+    return layer.name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
 
 
 def _input_of(name: str) -> str:
     """What layers that read the same input have in common."""
-    last = name.rpartition(".")[2]
-    if last in ("query", "key", "value", "q_proj", "k_proj", "v_proj"):
-        return "attention"
-    return "gate" if last in ("gate_proj", "up_proj") else name
+    path, _, last = name.rpartition(".")
+    if last in ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q", "k", "v"):
+        return f"{path}.attention"
+    return f"{path}.gate" if last in ("gate_proj", "up_proj", "wi_0", "wi_1") else name
 
 
 def group_that_fits(config: RunConfig, shape: Shape, limit: float, clients: int, share: float = 0.8) -> int:

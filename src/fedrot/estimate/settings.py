@@ -58,6 +58,18 @@ PUBLISHED: Mapping[str, Settings] = {
         **{"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3},
         **{"intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},
     },
+    "gpt2": {
+        **{"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+        **{"vocab_size": 50257, "activation_function": "gelu_new"},
+    },
+    "t5-small": {
+        **{"model_type": "t5", "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
+        **{"vocab_size": 32128, "feed_forward_proj": "relu"},
+    },
+    "vit-base-patch16-224": {
+        **{"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+        **{"intermediate_size": 3072, "image_size": 224, "patch_size": 16, "num_channels": 3},
+    },
 }
 """Settings as in the models' own config.json, by what their names contain."""
 
@@ -68,6 +80,9 @@ _ALIASES = (
     (r"llama[-_]?3(\.1)?[-_]8b", "llama-3-8b"),
     (r"llama[-_]?3\.2[-_]1b", "llama-3.2-1b"),
     (r"smollm2(?!.*(360m|1\.7b))", "smollm2-135m"),
+    (r"(^|/)gpt2$", "gpt2"),
+    (r"(^|/)t5-small$", "t5-small"),
+    (r"vit-base-patch16-224", "vit-base-patch16-224"),
 )
 
 

@@ -1,30 +1,51 @@
-"""The layers of a base model with their sizes, from its settings: no weights, no transformers."""
+"""The layers of a base model with their sizes: no weights, no transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from fedrot.config import LoraSettings, RunConfig
-from fedrot.errors import ModelError, nearest
-from fedrot.estimate.settings import Settings, read_settings
-from fedrot.model.sites import chosen
+from fedrot.config import LoraSettings
+from fedrot.errors import ModelError
+from fedrot.model.sites import block_of, chosen
+
+Activation = Literal["gelu", "gelu_new", "relu", "gated", "gated-gelu_new"]
+"""What lies between the layers of a feed-forward part. `gelu` stands for any single function of torch, `gated` for
+such a function times a second layer (Llama), `gelu_new` for the tanh approximation as GPT-2 has it, step by step."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A dense layer: its full name, `d_in`, `d_out`, and whether it has a bias."""
+    """A dense layer: its full name, `d_in`, `d_out`, whether it has a bias, and which share of an example's tokens it
+    sees."""
 
     name: str
     d_in: int
     d_out: int
     bias: bool = True
+    share: float = 1.0
 
     @property
     def parameters(self) -> int:
         """`d_in d_out`, and `d_out` for a bias."""
         return self.d_out * (self.d_in + self.bias)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Blocks one after the other.
+
+    Attributes:
+        name: of the list of blocks, as `block_of` has it.
+        blocks: how many.
+        share: of an example's tokens that go through it.
+        reads: share of the example's tokens of the stack before it that its blocks attend to as well; 0 for none.
+    """
+
+    name: str
+    blocks: int
+    share: float = 1.0
+    reads: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,29 +54,62 @@ class Shape:
 
     Attributes:
         source: where the settings come from.
-        width, inner, blocks: hidden size, size within the feed-forward part, number of blocks.
-        heads, kv_heads, head_dim: of attention.
-        vocabulary: tokens.
-        gated: a feed-forward part of three layers with a gate (Llama), instead of two.
-        causal: a decoder.
+        width, inner: hidden size, size within the feed-forward part.
+        heads, head_dim: of attention.
+        vocabulary: tokens; 0 of a model of images.
+        stacks: one, or an encoder's and a decoder's.
+        activation: within the feed-forward part.
+        wide_norms: whether norms compute in float32 (root mean square norms do).
+        biased_attention: whether positions are a bias on attention's weights, which are then kept in any case (T5).
         layers: all dense layers but those of the head and the output layer, in module order.
         head: layers of the classification head; empty for a language model.
         other: parameters that are in no dense layer: embeddings, norms, an output layer that is not tied.
+        tokens: of every example, where the model fixes it (images), else None.
+        stem: operations a token before the first block.
     """
 
     source: str
     width: int
     inner: int
-    blocks: int
     heads: int
-    kv_heads: int
     head_dim: int
     vocabulary: int
-    gated: bool
-    causal: bool
+    stacks: tuple[Stack, ...]
+    activation: Activation
+    wide_norms: bool
     layers: tuple[Layer, ...]
     head: tuple[Layer, ...]
     other: int
+    biased_attention: bool = False
+    tokens: int | None = None
+    stem: float = 0.0
+
+    def length(self, limit: int) -> int:
+        """Tokens of an example, `limit` being `task.max_length`."""
+        return limit if self.tokens is None else self.tokens
+
+    @property
+    def asked(self) -> float:
+        """Share of an example's tokens that may be asked of a language model: those of the last stack."""
+        return self.stacks[-1].share
+
+    def of_block(self, layers: tuple[Layer, ...], stack: Stack, number: int) -> list[Layer]:
+        """Those of some layers that lie in one block."""
+        return [layer for layer in layers if block_of(layer.name) == (stack.name, number)]
+
+    def first_blocks(self, sites: tuple[Layer, ...]) -> tuple[int, ...]:
+        """Of each stack the number of the first block that gradients pass; how many blocks it has if none does.
+
+        A stack that reads an adapted one passes them from its first block on.
+        """
+        firsts: list[int] = []
+        for stack in self.stacks:
+            found = [
+                block[1] for layer in sites if (block := block_of(layer.name)) and block[0] == stack.name
+            ]
+            fed = bool(stack.reads) and firsts[-1] < self.stacks[len(firsts) - 1].blocks
+            firsts.append(0 if fed else min(found, default=stack.blocks))
+        return tuple(firsts)
 
     @property
     def parameters(self) -> int:
@@ -78,123 +132,9 @@ class Shape:
         return tuple(layer for layer in self.layers if layer.name in names)
 
 
-def shape_of(config: RunConfig, labels: int) -> Shape:
-    """The base model of a recipe, from its settings.
-
-    Args:
-        config: the recipe.
-        labels: outputs of a classification head.
-
-    Raises:
-        ModelError: no settings, or an architecture that is not known here.
-    """
-    settings, source = read_settings(config.model.path)
-    kind = str(settings.get("model_type", ""))
-    if kind not in _BUILDERS:
-        raise ModelError(
-            f"model.path = {config.model.path!r}: its model_type is {kind!r}, whose layers are not known to the "
-            f"estimate; {nearest(kind, _BUILDERS)}"
-        )
-    try:
-        return _BUILDERS[kind](settings, source, config, labels)
-    except KeyError as error:
-        raise ModelError(f"{source}: lacks {error}, which the estimate needs") from None
-
-
-def _encoder(settings: Settings, source: str, config: RunConfig, labels: int) -> Shape:
-    """BERT and RoBERTa: four dense layers of attention, two of the feed-forward part, two norms a block.
-
-    Parameters outside dense layers: `(vocabulary + positions + types) h` of embeddings and `2 h` of each norm, one
-    after the embeddings and two a block.
-    """
-    h, m, n = settings["hidden_size"], settings["intermediate_size"], settings["num_hidden_layers"]
-    kind, pooled = settings["model_type"], config.model.pooling != "model"
-    own = "bert" if kind == "bert" else "roberta"
-    stem = "backbone" if pooled else own
-    layers: list[Layer] = []
-    for block in range(n):
-        at = f"{stem}.encoder.layer.{block}"
-        layers += [Layer(f"{at}.attention.self.{name}", h, h) for name in ("query", "key", "value")]
-        layers += [
-            Layer(f"{at}.attention.output.dense", h, h),
-            Layer(f"{at}.intermediate.dense", h, m),
-            Layer(f"{at}.output.dense", m, h),
-        ]
-    head = [Layer("classifier", h, labels)]
-    if not pooled and own == "bert":
-        layers.append(Layer("bert.pooler.dense", h, h))
-    elif not pooled:
-        head = [Layer("classifier.dense", h, h), Layer("classifier.out_proj", h, labels)]
-    embeddings = (
-        settings["vocab_size"] + settings["max_position_embeddings"] + settings.get("type_vocab_size", 2)
-    )
-    return Shape(
-        source=source,
-        width=h,
-        inner=m,
-        blocks=n,
-        heads=settings["num_attention_heads"],
-        kv_heads=settings["num_attention_heads"],
-        head_dim=h // settings["num_attention_heads"],
-        vocabulary=settings["vocab_size"],
-        gated=False,
-        causal=False,
-        layers=tuple(layers),
-        head=tuple(head),
-        other=embeddings * h + 2 * h * (2 * n + 1),
-    )
-
-
-def _decoder(settings: Settings, source: str, config: RunConfig, labels: int) -> Shape:
-    """Llama, Mistral, Qwen: four dense layers of attention, three gated ones, two norms a block.
-
-    Parameters outside dense layers: `vocabulary h` of embeddings, the same again for an output layer that is not tied
-    (a classifier has none), and `h` of each norm, two a block and one at the end; in Qwen3 also `2 head_dim` a block.
-    """
-    h, m, n = settings["hidden_size"], settings["intermediate_size"], settings["num_hidden_layers"]
-    heads = settings["num_attention_heads"]
-    kv = settings.get("num_key_value_heads") or heads
-    d = settings.get("head_dim") or h // heads
-    kind = settings["model_type"]
-    bias = bool(settings.get("attention_bias", False))
-    language = config.task.name != "classify"
-    layers: list[Layer] = []
-    for block in range(n):
-        at = f"{'model' if language or config.model.pooling == 'model' else 'backbone'}.layers.{block}"
-        layers += [
-            Layer(f"{at}.self_attn.q_proj", h, heads * d, bias or kind == "qwen2"),
-            Layer(f"{at}.self_attn.k_proj", h, kv * d, bias or kind == "qwen2"),
-            Layer(f"{at}.self_attn.v_proj", h, kv * d, bias or kind == "qwen2"),
-            Layer(f"{at}.self_attn.o_proj", heads * d, h, bias),
-        ]
-        mlp = bool(settings.get("mlp_bias", False))
-        layers += [Layer(f"{at}.mlp.{name}", h, m, mlp) for name in ("gate_proj", "up_proj")]
-        layers.append(Layer(f"{at}.mlp.down_proj", m, h, mlp))
-    tied = bool(settings.get("tie_word_embeddings", False))
-    pooled = config.model.pooling != "model"
-    head = () if language else (Layer("classifier" if pooled else "score", h, labels, pooled),)
-    tables = 1 if tied or not language else 2
-    return Shape(
-        source=source,
-        width=h,
-        inner=m,
-        blocks=n,
-        heads=heads,
-        kv_heads=kv,
-        head_dim=d,
-        vocabulary=settings["vocab_size"],
-        gated=True,
-        causal=True,
-        layers=tuple(layers),
-        head=head,
-        other=tables * settings["vocab_size"] * h + h * (2 * n + 1) + (2 * d * n if kind == "qwen3" else 0),
-    )
-
-
-_BUILDERS: Mapping[str, Callable[[Settings, str, RunConfig, int], Shape]] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _encoder),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _decoder),
-}
+def function_of(name: str) -> Activation:
+    """How a function between two layers is computed: `relu` and `gelu_new` keep other numbers than the rest."""
+    return name if name in ("relu", "gelu_new") else "gelu"
 
 
 def named(layers: tuple[Layer, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedrot.config import RunConfig
@@ -40,13 +41,31 @@ class Work:
         return None if rate is None else self.total / (rate * utilisation) / 3600
 
 
-def forward(config: RunConfig, shape: Shape, blocks: int) -> float:
-    """Operations a token of some blocks: `2 d_in d_out` of a dense layer, and `4 L heads head_dim` of attention.
+def forward(config: RunConfig, shape: Shape, firsts: Sequence[int]) -> float:
+    """Operations a token of each stack's blocks from the given ones on: `2 d_in d_out` of a dense layer, and attention.
 
-    Attention is counted in full, also where a causal one may leave out half.
+    Layers outside the blocks see one token of an example and are not counted.
     """
-    dense = 2.0 * sum(layer.d_in * layer.d_out for layer in shape.layers) / shape.blocks
-    return blocks * (dense + 4.0 * config.task.max_length * shape.heads * shape.head_dim)
+    blocks = [set(range(first, stack.blocks)) for stack, first in zip(shape.stacks, firsts, strict=True)]
+    wanted = {(stack.name, number) for stack, own in zip(shape.stacks, blocks, strict=True) for number in own}
+    dense = sum(
+        2.0 * layer.share * layer.d_in * layer.d_out
+        for layer in shape.layers
+        if block_of(layer.name) in wanted
+    )
+    return dense + attention(config, shape, firsts)
+
+
+def attention(config: RunConfig, shape: Shape, firsts: Sequence[int]) -> float:
+    """`4 L heads head_dim` a token and block, over the tokens that it attends to.
+
+    Counted in full, also where a causal one may leave out half.
+    """
+    each = 4.0 * shape.length(config.task.max_length) * shape.heads * shape.head_dim
+    return each * sum(
+        (stack.blocks - first) * stack.share * (stack.share + stack.reads)
+        for stack, first in zip(shape.stacks, firsts, strict=True)
+    )
 
 
 def work(config: RunConfig, shape: Shape, *, clients: int, steps: float, evaluated: int) -> Work:
@@ -65,22 +84,21 @@ def work(config: RunConfig, shape: Shape, *, clients: int, steps: float, evaluat
         evaluated: examples of all splits that are evaluated.
     """
     sites = shape.sites(config.lora)
-    numbers = [block[1] for layer in sites if (block := block_of(layer.name))]
-    above = shape.blocks - min(numbers, default=0)
-    below = 0 if config.train.cache_frozen else shape.blocks - above
-    attention = above * 4.0 * config.task.max_length * shape.heads * shape.head_dim
-    adapters = 2.0 * config.lora.rank * sum(layer.d_in + layer.d_out for layer in sites)
-    output = 2.0 * shape.width * shape.vocabulary if config.task.name == "generate" else 0.0
-    through = forward(config, shape, above)
+    start, firsts = [0] * len(shape.stacks), shape.first_blocks(sites)
+    everything, through = forward(config, shape, start), forward(config, shape, firsts)
+    below = 0.0 if config.train.cache_frozen else everything - through + shape.stem
+    adapters = 2.0 * config.lora.rank * sum(layer.share * (layer.d_in + layer.d_out) for layer in sites)
+    output = 2.0 * shape.width * shape.vocabulary * shape.asked if config.task.name == "generate" else 0.0
     passes = 3 if config.train.checkpointing else 2
-    token = forward(config, shape, below) + passes * through + attention + 3 * adapters + 2 * output
-    tokens = config.train.batch_size * config.train.accumulate * config.task.max_length
+    token = below + passes * through + attention(config, shape, firsts) + 3 * adapters + 2 * output
+    length = shape.length(config.task.max_length)
+    tokens = config.train.batch_size * config.train.accumulate * length
     rounds = config.federation.rounds
     evaluations = math.ceil(rounds / config.federation.evaluate_every)
-    once = forward(config, shape, below + above) + adapters + output
+    once = everything + shape.stem + adapters + output
     return Work(
         step=tokens * token,
         training=rounds * clients * steps * tokens * token,
-        evaluation=evaluations * evaluated * config.task.max_length * once,
+        evaluation=evaluations * evaluated * length * once,
         tokens=float(rounds * clients * steps * tokens),
     )
