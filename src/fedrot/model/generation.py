@@ -91,9 +91,8 @@ def generate_batch(
         pad_token_id=pad,
         decoder_start_token_id=module.config.decoder_start_token_id if reads(model) else None,
     )
-    start = (
-        1 if reads(model) else width
-    )  # of what is new: behind the prompts, or behind the token that opens answers
+    # What is new comes behind the prompts, or behind the token that opens answers.
+    start = 1 if reads(model) else width
     draws = [] if sampling is None else [Draw(sampling, numbers, device)]
     checks = [StopsSaid(tokenizer, stops, start)] if stops else []
     whole: Tensor = module.generate(
