@@ -189,6 +189,49 @@ def test_a_run_with_alignment_exports_what_others_load(
     torch.testing.assert_close(logits(merged, inputs), ours, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", ["gpt2", "bert", "roberta"])
+def test_texts_longer_than_the_learned_positions_are_refused(
+    made: Callable[[str, str], Make], tmp_path: Path, shape: str
+) -> None:
+    config = made(shape, "classify")()
+    places = {"gpt2": 64, "bert": 70, "roberta": 69}[
+        shape
+    ]  # RoBERTa's begin behind its padding token, number 0
+    for size in (places, places + 1):
+        rows = [("text", "label"), *(("a" * (size if row == 7 else row + 1), row % 2) for row in range(40))]
+        with (tmp_path / "long.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        long = config.model_copy(
+            update={"task": config.task.model_copy(update={"data": str(tmp_path / "long.csv")})}
+        )
+        if size == places:
+            federation = prepare(long)
+            longest = federation.train if federation.train.data.longest == size else federation.test
+            assert longest.data.longest == size
+            row = longest.data.lengths.argmax().view(1)
+            federation.objective.observe(federation.model, longest.data.batch(row), None)
+    with pytest.raises(
+        FedrotError, match=rf"max_length = 128: an example of \w+ has {places + 1} .*max_length = {places}$"
+    ):
+        prepare(long)
+
+
+def test_a_text_begins_at_the_first_position_whoever_shares_its_batch(
+    made: Callable[[str, str], Make],
+) -> None:
+    """GPT-2 with a tokenizer that pads on the left, as many are saved for generating."""
+    config = made("gpt2", "classify")()
+    file = Path(config.model.path) / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    federation = prepare(config)
+    data, model = federation.test.data, federation.model
+    order = data.lengths.argsort()
+    short, long = order[:1], order[-1:]
+    assert data.lengths[short] < data.lengths[long]
+    together = federation.objective.observe(model, data.batch(torch.cat([short, long])), None)
+    torch.testing.assert_close(together[:1], federation.objective.observe(model, data.batch(short), None))
+
+
 def test_the_decoder_of_t5_learns_the_answers_as_transformers_trains_it(
     made: Callable[[str, str], Make], tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ class Parts:
         """A split, encoded; the states of frozen blocks are cached where the recipe asks for it.
 
         Raises:
+            ConfigError: a text longer than the model has positions for, or frozen blocks that cannot be cached.
             ModelError: cached states would change this model's results.
         """
         return self.shared.get(name, frozen_key(self.config), lambda: self._built(name, data))
@@ -62,6 +63,12 @@ class Parts:
             )
         goal = objective(config.task)
         encoded = goal.encode(data, self.base.processor, self.base.opening).to(self.base.device)
+        limit = self.base.positions
+        if limit is not None and encoded.longest > limit:
+            raise ConfigError(
+                f"task.max_length = {config.task.max_length}: an example of {name} has {encoded.longest} tokens, and "
+                f"the model has positions for {limit}; set task.max_length = {limit}"
+            )
         if not config.train.cache_frozen:
             return Split(encoded)
         cache = FrozenCache(self.crew, encoded, config.train.cache_limit_mb)

@@ -16,6 +16,7 @@ from fedrot.core.rng import derive
 from fedrot.errors import ConfigError, ModelError, nearest
 from fedrot.model.locate import locate
 from fedrot.model.pooled import PooledClassifier, without_pooler
+from fedrot.model.positions import learned_positions
 from fedrot.model.quantization import check_quantization, quantization
 from fedrot.model.vision import check_vision, read_vision
 from fedrot.model.words import CARD, first_line, inside, quiet_transformers
@@ -95,6 +96,11 @@ class BaseModel:
         return settings.decoder_start_token_id
 
     @property
+    def positions(self) -> int | None:
+        """Tokens of the longest text that the model has learned positions for; None where there is no such limit."""
+        return None if self.kind == VISION else learned_positions(self.module)
+
+    @property
     def output_layer(self) -> str | None:
         """Name of the layer that a language model's token scores come from; it is never adapted."""
         if not self.generates:
@@ -155,6 +161,8 @@ def load_base(
             f"model.path = {config.path!r}: its tokenizer has neither a padding nor an end token; set "
             "tokenizer.pad_token and save it again"
         )
+    if kind == CLASSIFIER and learned_positions(module) is not None:
+        processor.padding_side = "right"  # a text begins at the first position, whoever shares its batch
     if files.gguf is not None:
         whole: Any = module  # what transformers notes of the file would keep the model from being saved
         whole.hf_quantizer.remove_quantization_config(whole)

@@ -68,6 +68,11 @@ class Encoded(Protocol):
         ...
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that a model reads at once; 0 of no examples."""
+        ...
+
+    @property
     def counts(self) -> Tensor:
         """`(n,)` int64 on the CPU: tokens asked of an example; 1 where none are."""
         ...

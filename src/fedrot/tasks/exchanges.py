@@ -75,6 +75,11 @@ class EncodedExchanges:
         return self.prompts.lengths + self.answers.lengths
 
     @property
+    def longest(self) -> int:
+        """See `Encoded`."""
+        return max(self.prompts.longest, self.answers.longest)
+
+    @property
     def counts(self) -> Tensor:
         """See `Encoded`."""
         return self.answers.counts

@@ -76,6 +76,11 @@ class EncodedImages:
         return self.pixels.device
 
     @property
+    def longest(self) -> int:
+        """See `Encoded`: an image is one sequence, as long as the model makes it."""
+        return int(len(self) > 0)
+
+    @property
     def places(self) -> int:
         """Images, over which `ImageBatch.where` counts."""
         return len(self)

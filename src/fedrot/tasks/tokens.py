@@ -159,6 +159,11 @@ class EncodedTokens:
             asked=self._asked(here, layout),
         )
 
+    @property
+    def longest(self) -> int:
+        """See `Encoded`."""
+        return int(self.lengths.max()) if len(self) else 0
+
     def sequence(self, row: int) -> list[int]:
         """The tokens of one sequence."""
         return self.input_ids[self.offsets[row] : self.offsets[row + 1]].tolist()
