@@ -47,9 +47,19 @@ def test_a_killed_server_app_and_restarted_nodes_change_no_number(runs: Runs, tm
     for node in runs.nodes:
         node.stop()
     runs.nodes = [runs.federation.start_node(folder) for folder in runs.federation.folders]
-    runs.goes_on("personal", *PERSONAL)
+    runs.goes_on("personal", *PERSONAL, "output.personal=true")
     record = runs.last("personal")
-    assert "unevaluated_clients" not in record
+    assert not {"unevaluated_clients", "unwritten_clients"} & record.keys()
+    kept = state_of(runs.root / "personal").apart
+    assert kept is not None
+    own = [
+        path
+        for folder in runs.federation.folders
+        for path in folder.glob("state/kept/*/*/adapter/*.safetensors")
+    ]
+    assert [path.parts[-3] for path in sorted(own)] == [
+        f"client-{client:06d}" for client in sorted(kept.rounds)
+    ]
     config = load_config(RunDirectory(runs.root / "personal").config)
     local = run_local(config, RunDirectory(tmp_path / "local"))
     assert [one["client_ids"] for one in runs.records("personal")] == [

@@ -100,9 +100,18 @@ def check_alike(local: Path, flower: Path, one: RunResult, other: RunResult) -> 
 def test_shared_part_and_metrics_are_those_of_the_local_engine(
     personal: Make, tmp_path: Path, options: dict[str, Any]
 ) -> None:
+    options = {**options, "output__personal": True}
     local = run(personal(**options, engine={"name": "local"}), out=tmp_path / "local")
     flower = run(personal(**options), out=tmp_path / "flower")
     check_alike(tmp_path / "local", tmp_path / "flower", local, flower)
+    written = sorted(path.name for path in (tmp_path / "local" / "personal").iterdir())
+    assert written
+    for name in written:
+        client = f"client-{int(name.removeprefix('client-')):06d}"
+        (there,) = (tmp_path / "flower" / "kept").glob(f"*/{client}/adapter/adapter_model.safetensors")
+        theirs = load_file(there)
+        for key, tensor in load_file(tmp_path / "local" / "personal" / name / there.name).items():
+            assert float((tensor - theirs[key]).abs().max()) <= 1e-6, (client, key)
     assert "aggregation_error" not in flower.records[0], "the server sees one factor alone"
     assert flower.records[-1]["bytes_evaluation"] > 0
 
@@ -197,7 +206,7 @@ def test_parts_that_are_no_numbers_reject_the_client_although_its_upload_is_soun
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"output__personal": True}, r"output.personal = true: what clients of method.name = 'fedsa' keep"),
+        ({"output__samples": 2}, r"output.samples = 2: what clients of method.name = 'fedsa' keep"),
         (
             {"privacy__secure_aggregation": True},
             "secure_aggregation = true: clients of method.name = 'fedsa'",

@@ -315,7 +315,8 @@ class OutputConfig(Section):
     """Send every round's figures there as well: `tensorboard`, `wandb`, `mlflow`, `trackio` and others, see
     [Trackers](quickstart.md#trackers)."""
     personal: bool = False
-    """Write every client's own adapter to `personal/client-000/` and so on, for methods that leave a part there."""
+    """Write every client's own adapter to `personal/client-000/` and so on, for methods that leave a part there. Over
+    Flower each node writes its clients' own, see [Flower](flower.md#parts-that-stay-with-clients)."""
     samples: int = Field(default=0, ge=0)
     """Of the task `generate`: complete so many test prompts before the run and after it, for `samples.json` and the
     report, which then hold texts of the test split."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedrot.config import RunConfig
+from fedrot.core.adapter import Adapter
 from fedrot.model import BaseModel, save_peft
 from fedrot.server import ServerState, leveled, represented, starts
 
@@ -33,7 +34,7 @@ def save_adapter(
         weights: aggregation weights of all clients.
         ranks: of all clients.
     """
-    card = _card(config, state)
+    card = _card(config, state.round)
     if state.personal:
         card["note"] = (
             f"Method {config.method.name!r} leaves a part of the model with each client. This adapter holds the "
@@ -52,11 +53,24 @@ def save_personal(
 ) -> None:
     """Write `client-000/` and so on: the own adapter of every client that has parts of its own, in PEFT's format."""
     for client in sorted(state.personal):
-        own = leveled(starts(state.adapter, state.personal, [client], ranks[client]).select(0), state.adapter)
+        own = starts(state.adapter, state.personal, [client], ranks[client]).select(0)
         own = replace(own, residual=state.adapter.residual)
-        card = _card(config, state) | {"client": client}
-        save_peft(directory / f"client-{client:03d}", own, base, config.lora, card)
+        save_own(directory / f"client-{client:03d}", own, state.adapter, base, config, state.round, client)
 
 
-def _card(config: RunConfig, state: ServerState) -> dict[str, Any]:
-    return {"max_length": config.task.max_length, "method": config.method.name, "rounds": state.round}
+def save_own(
+    directory: Path,
+    own: Adapter,
+    like: Adapter,
+    base: BaseModel,
+    config: RunConfig,
+    rounds: int,
+    client: int,
+) -> None:
+    """Write a client's own adapter in PEFT's format, at the rank that each site has in `like`."""
+    card = _card(config, rounds) | {"client": client}
+    save_peft(directory, leveled(own, like), base, config.lora, card)
+
+
+def _card(config: RunConfig, rounds: int) -> dict[str, Any]:
+    return {"max_length": config.task.max_length, "method": config.method.name, "rounds": rounds}

@@ -43,6 +43,7 @@ def client_app(worker_of: WorkerOf) -> ClientApp:
         return Message(content if packed(arrived) is None else pack(to_bytes(content)), reply_to=message)
 
     app.query("hello")(handle)
+    app.query("write")(handle)
     app.train()(handle)
     app.evaluate()(handle)
     app.train("secure")(handle)

@@ -4,45 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import RecordDict
-
 from fedrot.engines.evaluation import Seen, averaged, evaluate_state, own_model, recorded, see, tested
+from fedrot.engines.flower.holders import Holders
 from fedrot.engines.flower.marks import unpack_marks
-from fedrot.engines.flower.messages import EXAMINE, FACTS, unpack_refusals
-from fedrot.engines.flower.messenger import Messenger, Request
-from fedrot.engines.flower.orders import Orders
-from fedrot.engines.flower.roster import Roster
+from fedrot.engines.flower.messages import EXAMINE
+from fedrot.engines.flower.messenger import Messenger
 from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation
 from fedrot.errors import AdapterError
-from fedrot.participation import Participation, cohorts
-from fedrot.server import Apart, ServerState
+from fedrot.server import ServerState
 
 Marks = Mapping[str, Seen]
 """What one client's model scores, by split."""
-
-
-@dataclass(frozen=True)
-class _Asked(Request):
-    clients: tuple[int, ...]
 
 
 class Examiner:
     """Scores a state of a federation whose clients may keep parts of the model on their nodes."""
 
     def __init__(
-        self,
-        federation: Federation,
-        roster: Roster,
-        messenger: Messenger,
-        orders: Orders,
-        observer: Observer,
+        self, federation: Federation, holders: Holders, messenger: Messenger, observer: Observer
     ) -> None:
-        self._federation, self._roster = federation, roster
-        self._messenger, self._orders, self._observer = messenger, orders, observer
+        self._federation, self._holders = federation, holders
+        self._messenger, self._observer = messenger, observer
 
     def evaluate(self, state: ServerState) -> dict[str, Any]:
         """What `evaluate_state` records; where clients keep parts, from what their nodes measured.
@@ -51,7 +36,7 @@ class Examiner:
         node is away, late or unable is left out of every mean, under `unevaluated_clients` with the reason. Where data
         lies with the nodes no client's own model can be tested: nothing is recorded.
         """
-        federation, apart = self._federation, state.apart
+        federation = self._federation
         if not federation.method.laws.personal:
             return evaluate_state(federation, state)
         if federation.data_with_nodes:
@@ -59,8 +44,7 @@ class Examiner:
         before = dict(self._messenger.traffic)
         marks: dict[int, Marks] = dict(self._without_parts(state))
         missing: dict[int, str] = {}
-        if apart is not None and apart.rounds:
-            self._ask(state, apart, marks, missing)
+        self._ask(state, marks, missing)
         for client in _odd(marks):
             missing[client] = "other scores than of most clients"
             del marks[client]
@@ -98,44 +82,17 @@ class Examiner:
         federation.crew.unload()
         return found
 
-    def _ask(
-        self, state: ServerState, apart: Apart, marks: dict[int, Marks], missing: dict[int, str]
-    ) -> None:
+    def _ask(self, state: ServerState, marks: dict[int, Marks], missing: dict[int, str]) -> None:
         """Have nodes examine the models of clients with parts of their own."""
-        self._messenger.forget()
-        self._roster.refresh(())
-        asked: list[_Asked] = []
-        everyone = Participation(tuple(sorted(apart.rounds)), (), {})
-        for cohort in cohorts(everyone, self._federation.ranks):
-            received, arrays = self._orders.broadcast(cohort, state)
-            for peer, clients in self._orders.hosts(cohort.clients, missing.__setitem__).items():
-                order = self._orders.order(clients, received, state.round, apart)
-                asked.append(_Asked(peer, RecordDict({FACTS: order, **arrays}), clients))
-        replies = self._messenger.ask(EXAMINE, asked, state.round)
-        for request, reply in zip(asked, replies, strict=True):
-            self._take(request, reply, marks, missing)
-
-    def _take(
-        self,
-        asked: _Asked,
-        reply: RecordDict | str,
-        marks: dict[int, Marks],
-        missing: dict[int, str],
-    ) -> None:
         federation = self._federation
-        if isinstance(reply, str):
-            missing.update(dict.fromkeys(asked.clients, reply))
-            return
-        refused = unpack_refusals(reply, asked.clients)
-        missing.update(refused)
         splits, metric = list(tested(federation)), federation.objective.metric.name
-        for client in asked.clients:
-            if client in refused:
-                continue
+        for client, answer in self._holders.ask(EXAMINE, state, missing).items():
             try:
-                marks[client] = unpack_marks(reply, client, splits, metric, len(federation.task.labels))
+                marks[client] = unpack_marks(
+                    answer.content, client, splits, metric, len(federation.task.labels)
+                )
             except AdapterError as error:
-                missing[client] = f"node {asked.peer.name!r}: {error}"
+                missing[client] = f"{answer.node}: {error}"
 
 
 def _odd(marks: Mapping[int, Marks]) -> list[int]:

@@ -76,6 +76,10 @@ class Kept:
             )
         return {key: parts[key].to(tensor.device) for key, tensor in stays.items()}
 
+    def folder(self, run: str, client: int) -> Path | None:
+        """Where a client's parts of a run lie; None if they are in memory."""
+        return None if self._folder is None else self._path(run, client)
+
     def save(self, run: str, client: int, start: int, round: int, parts: Mapping[str, Tensor]) -> None:
         """Keep what a client trained in a round that it started from the parts of round `start`.
 

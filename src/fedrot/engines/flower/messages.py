@@ -18,6 +18,7 @@ from fedrot.errors import AdapterError
 HELLO = "query.hello"
 TRAIN = "train"
 EXAMINE = "evaluate"
+WRITE = "query.write"
 REFUSED = "refused"
 """The record that says, by client, why it does not do as it was asked."""
 FACTS = "fedrot"
@@ -54,8 +55,8 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Order:
-    """Train these clients, or examine their models. It names all that a node must have, so that one which just started
-    can begin."""
+    """Train these clients, or examine or write down their own models. It names all that a node must have, so that one
+    which just started can begin."""
 
     version: str
     base: str
@@ -64,7 +65,7 @@ class Order:
     run: str
     """The name under which clients keep parts of the model to themselves; empty where the method leaves them none."""
     round: int
-    """To train, counted from 1; of an examination the last finished one."""
+    """To train, counted from 1; of all else the last finished one."""
     clients: list[int]
     kept: list[int]
     """Of each client the round whose parts it goes on from, 0 for none."""

@@ -19,7 +19,7 @@ from fedrot.engines.shared import Shared
 from fedrot.engines.training import Clients
 from fedrot.errors import ConfigError, DataError
 from fedrot.methods import build
-from fedrot.model import fingerprint
+from fedrot.model import BaseModel, fingerprint
 from fedrot.partition import partition
 from fedrot.tasks import objective
 from fedrot.tasks.own import NODES
@@ -34,6 +34,7 @@ class Local:
     """For the names and widths of the sites."""
     base: str
     """Digest of the base model, taken before anything is folded into it."""
+    model: BaseModel
     device: torch.device
     federation: Federation | None = None
     """With the splits to test on; None where this node has training data alone."""
@@ -45,6 +46,7 @@ class Local:
             Clients.of(federation),
             federation.initial,
             fingerprint(federation.base),
+            federation.base,
             federation.base.device,
             federation,
         )
@@ -110,4 +112,4 @@ def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], sha
         rows,
         choose_group_size(config, len(rows), parts.crew, goal, parts.initial, train.data),
     )
-    return Local(members, parts.initial, fingerprint(parts.base), parts.base.device)
+    return Local(members, parts.initial, fingerprint(parts.base), parts.base, parts.base.device)

@@ -93,15 +93,11 @@ def check_flower(config: RunConfig) -> None:
         ConfigError: names the key, the value and what can.
     """
     method = build(config.method.name, config.method.options, config.seed)
-    if method.laws.personal:
-        for key, why in (("personal", "written"), ("samples", "let speak")):
-            if value := getattr(config.output, key):
-                shown = str(value).lower()
-                raise ConfigError(
-                    f"output.{key} = {shown}: what clients of method.name = {method.name!r} keep to themselves stays "
-                    f"on their nodes over Flower, and cannot be {why} by the server; use engine.name = 'local', or "
-                    "leave it out"
-                )
+    if method.laws.personal and config.output.samples:
+        raise ConfigError(
+            f"output.samples = {config.output.samples}: what clients of method.name = {method.name!r} keep to "
+            "themselves stays on their nodes over Flower, and the server has no whole model to let speak; leave it out"
+        )
     check_compat(config)
     check_secure(config, method)
     if config.output.diagnostics:

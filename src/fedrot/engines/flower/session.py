@@ -9,15 +9,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedrot.core.adapter import Adapter
 from fedrot.engines.flower.examiner import Examiner
+from fedrot.engines.flower.holders import Holders
 from fedrot.engines.flower.messages import (
     FACTS,
     TRAIN,
+    WRITE,
     array_record,
     metrics_name,
     unpack_refusals,
@@ -60,7 +63,8 @@ class Session:
         self._messenger = Messenger(grid, federation.config.engine.deadline)
         self._orders = Orders(federation, roster, self._messenger)
         self._name = secrets.token_hex(16)
-        self.evaluate = Examiner(federation, roster, self._messenger, self._orders, observer).evaluate
+        self._holders = Holders(federation, roster, self._messenger, self._orders)
+        self._examiner = Examiner(federation, self._holders, self._messenger, observer)
 
     def train(self, state: ServerState, round: Round) -> None:
         """Let the reporting clients of a round train, and take in what they send until the deadline.
@@ -106,6 +110,18 @@ class Session:
             for who, why in secure.finish().items():
                 self._observer.note(f"round {round.number}: {who}: {why}")
         round.traffic = self._messenger.traffic
+
+    def evaluate(self, state: ServerState) -> dict[str, Any]:
+        """Scores of a state, see `Examiner`. After the last round nodes write their clients' own models if asked to."""
+        record, config = self._examiner.evaluate(state), self._federation.config
+        if not (config.output.personal and state.round == config.federation.rounds):
+            return record
+        missing: dict[int, str] = {}
+        self._holders.ask(WRITE, state, missing)
+        for client, why in sorted(missing.items()):
+            self._observer.note(f"client {client}'s own adapter is not written: {why}")
+        unwritten = {str(client): why for client, why in sorted(missing.items())}
+        return record | ({"unwritten_clients": unwritten} if unwritten else {})
 
     def _apart(self, state: ServerState) -> Apart | None:
         """What is known of the parts that clients keep on their nodes; None where the method leaves them none."""

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
-from fedrot.engines.evaluation import own_model, see, tested
 from fedrot.engines.flower.budget import Budget
 from fedrot.engines.flower.kept import Kept
-from fedrot.engines.flower.marks import pack_marks
 from fedrot.engines.flower.messages import (
     EXAMINE,
     FACTS,
     HELLO,
     REFUSED,
     TRAIN,
+    WRITE,
     Hello,
     Order,
     Welcome,
@@ -35,6 +34,7 @@ from fedrot.engines.flower.messages import (
 )
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.flower.node_data import Local, prepare_node
+from fedrot.engines.flower.own_models import examine, write
 from fedrot.engines.flower.records import to_arrays
 from fedrot.engines.flower.secagg.parties import Parties, Share
 from fedrot.engines.flower.secagg.wire import SECURE, unpack_rules
@@ -92,9 +92,11 @@ class Worker:
             return self._train(content)
         if message_type == EXAMINE:
             return self._examine(content)
+        if message_type == WRITE:
+            return self._write(content)
         if message_type == SECURE:
             return self._parties.handle(content)
-        known = ", ".join(repr(kind) for kind in (HELLO, TRAIN, EXAMINE, SECURE))
+        known = ", ".join(repr(kind) for kind in (HELLO, TRAIN, EXAMINE, WRITE, SECURE))
         raise AdapterError(f"{self._where}: message type {message_type!r}: expected one of {known}")
 
     @property
@@ -159,15 +161,15 @@ class Worker:
                 f"{self._where} has no test split to examine its clients' own models on: its data is its clients' alone"
             )
         own, refused = self._own(order, local, received)
-        reply = RecordDict()
-        for client, parts in own.items():
-            model = own_model(received, {client: parts}, client, None)
-            for name, split in tested(local.federation).items():
-                for record, marks in pack_marks(client, name, see(local.federation, model, split)).items():
-                    reply[record] = marks
+        reply = examine(local.federation, received, own)
         reply[REFUSED] = pack_refusals(refused)
-        local.clients.crew.unload()
         return reply
+
+    def _write(self, content: RecordDict) -> RecordDict:
+        order, local, received = self._read(content)
+        own, refused = self._own(order, local, received)
+        write(self._kept, order, local, received, own)
+        return RecordDict({REFUSED: pack_refusals(refused)})
 
     def _read(self, content: RecordDict) -> tuple[Order, Local, Adapter]:
         """An order, what it takes to carry it out, and the broadcast that came with it.
