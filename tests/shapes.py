@@ -31,6 +31,16 @@ WIDE: dict[str, Any] = {
 DECODER = {**WIDE, "num_key_value_heads": 2, "max_position_embeddings": 64}
 ENCODER = {**WIDE, "max_position_embeddings": 70}
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+BART = {
+    **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64},
+    **{
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+    },
+    **{"decoder_start_token_id": 3, "forced_eos_token_id": None},
+}
 
 SHAPES: dict[str, Shape] = {
     "llama": Shape("LlamaForCausalLM", "LlamaConfig", DECODER),
@@ -42,6 +52,7 @@ SHAPES: dict[str, Shape] = {
     ),
     "t5": Shape("T5Model", "T5Config", T5),
     "t5-gated": Shape("T5Model", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "bart": Shape("BartForConditionalGeneration", "BartConfig", BART),
     "bert": Shape("BertModel", "BertConfig", ENCODER),
     "roberta": Shape("RobertaModel", "RobertaConfig", ENCODER),
     "vit": Shape("ViTModel", "ViTConfig", {**WIDE, "image_size": 8, "patch_size": 4}, texts=False),
@@ -57,7 +68,7 @@ def tokenizer(name: str) -> Any:
     made = Tokenizer(models.BPE(vocab={sign: number for number, sign in enumerate(signs)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    if name.startswith("t5"):
+    if name.startswith(("t5", "bart")):
         made.post_processor = processors.TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 3)])
     pad = {} if name == "gpt2" else {"pad_token": "[PAD]"}
     return PreTrainedTokenizerFast(
@@ -86,5 +97,7 @@ def build(name: str, path: Path) -> Path:
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.15)
+            if name == "bart":
+                model.final_logits_bias.normal_()
     model.save_pretrained(path)
     return path

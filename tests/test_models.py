@@ -232,11 +232,12 @@ def test_a_text_begins_at_the_first_position_whoever_shares_its_batch(
     torch.testing.assert_close(together[:1], federation.objective.observe(model, data.batch(short), None))
 
 
-def test_the_decoder_of_t5_learns_the_answers_as_transformers_trains_it(
-    made: Callable[[str, str], Make], tmp_path: Path
+@pytest.mark.parametrize("shape", ["t5", "bart"])
+def test_a_decoder_with_an_encoder_learns_the_answers_as_transformers_trains_it(
+    made: Callable[[str, str], Make], shape: str
 ) -> None:
     """Loss in float64 against the model's own, from prompts and answers that its tokenizer closes."""
-    federation = prepare(made("t5", "generate")())
+    federation = prepare(made(shape, "generate")())
     module: Any = federation.base.module.double()
     data, tokenizer = federation.test.data, federation.base.tokenizer
     observed = federation.objective.observe(federation.model, data.batch(torch.arange(len(data))), None)

@@ -98,7 +98,10 @@ class TokenHead:
         self.layer = layer
         settings: Any = module.config
         after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-        self.plain = all(getattr(settings, key, None) in (None, 1, 1.0) for key in after)
+        shift = getattr(module, "final_logits_bias", None)  # BART's, zeros in most models
+        self.plain = all(getattr(settings, key, None) in (None, 1, 1.0) for key in after) and (
+            shift is None or not bool(shift.any())
+        )
 
     def scores(self, batch: Batch) -> TokenScores:
         """Of every token that `batch` asks for; differentiable in what lies below the output layer."""
