@@ -83,14 +83,15 @@ class Gate:
 
     async def _reply(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass replies on if the node that hands them in says that it wrote them."""
-        body = b""
+        parts: list[bytes] = []
         more = True
         while more:
             event = await receive()
             if event["type"] == "http.disconnect":
                 return
-            body += event.get("body", b"")
+            parts.append(event.get("body", b""))
             more = event.get("more_body", False)
+        body = b"".join(parts)
         try:
             request = PushMessagesRequest.FromString(body)
         except DecodeError:
