@@ -186,6 +186,12 @@ def starts(broadcast: Adapter, personal: Personal, clients: Sequence[int], rank:
     return Adapter.from_tensors(stacked, shared.scale)
 
 
+def own_model(received: Adapter, personal: Personal, client: int, rank: int | None) -> Adapter:
+    """A client's own model: what it received, at its rank, with what it keeps to itself in place."""
+    own = starts(received, personal, [client], rank)
+    return replace(own.select(0) if own.batch else own, residual=received.residual)
+
+
 def represented(state: ServerState, weights: Sequence[float], ranks: Sequence[int | None]) -> Adapter:
     """One adapter for the whole federation: the broadcast, with the clients' own parts averaged where there are any.
 

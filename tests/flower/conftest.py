@@ -1,11 +1,14 @@
-"""Flower gives every process that makes messages an identity; tests of its parts need one too."""
+"""What tests over Flower share: the identity that it gives to processes which make messages, and two real nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+
+from tests.flower.deployed_runs import Runs
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,3 +17,14 @@ def _identity() -> Iterator[None]:
         for name in ("_task_id", "_run_id", "_node_id"):
             patch.setattr(TaskIdentity, name, 1)
         yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
+    """Two real nodes of a deployed federation; asked for by tests marked `processes` alone."""
+    made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.federation.stop()

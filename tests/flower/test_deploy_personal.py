@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,16 +19,6 @@ from tests.flower.deployed_runs import Runs
 pytestmark = pytest.mark.processes
 
 PERSONAL = ("method.name=fedsa", "train.optimizer=sgd", "train.lr=0.1", "federation.fraction=0.5")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
-    made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.federation.stop()
 
 
 def state_of(out: Path) -> ServerState:

@@ -21,16 +21,6 @@ pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
-    made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.federation.stop()
-
-
-@pytest.fixture(scope="module")
 def ongoing(runs: Runs) -> Iterator[Process]:
     """A run that goes on while tests disturb its nodes; its directory is `ongoing`."""
     with runs.long("ongoing", "engine.deadline=6") as process:

@@ -171,7 +171,7 @@ class _Filling:
 
 def _time_evaluation(federation: Federation, filling: _Filling) -> float:
     """Seconds of one evaluation on the splits that are evaluated."""
-    splits = [split for name, split in federation.splits.items() if name != "train"]
+    splits = list(federation.tested.values())
     for split in splits:
         filling.rows(split, torch.arange(len(split.data)))
     batch, seconds = federation.config.federation.evaluate_batch, 0.0

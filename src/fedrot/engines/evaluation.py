@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from fedrot.core.adapter import Adapter, normalise
 from fedrot.engines.parts import Split
 from fedrot.engines.setup import Federation
 from fedrot.evaluate import expected_accuracy, predict
-from fedrot.server import Personal, ServerState, starts
+from fedrot.server import ServerState, own_model
 from fedrot.tasks import recalls
 
 Kind = tuple[int | None, int | None]
@@ -36,13 +36,7 @@ def evaluate_state(federation: Federation, state: ServerState) -> dict[str, floa
     averaged over all clients with their aggregation weights. Where clients keep a part of the model, every figure is
     the weighted mean over all clients, each with its own model.
     """
-    return recorded({name: _scores(federation, state, split) for name, split in tested(federation).items()})
-
-
-def tested(federation: Federation) -> dict[str, Split]:
-    """The splits that models are tested on; `test` is the first."""
-    validation = {} if federation.validation is None else {"validation": federation.validation}
-    return {"test": federation.test, **validation, **federation.further}
+    return recorded({name: _scores(federation, state, split) for name, split in federation.tested.items()})
 
 
 def recorded(by_split: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -74,12 +68,6 @@ def averaged(federation: Federation, clients: Sequence[int], each: Sequence[Seen
     weights = _weights(federation, clients)
     scores = {name: _mean([seen.scores[name] for seen in each], weights) for name in each[0].scores}
     return scores | _local(federation, clients, [seen.recall for seen in each])
-
-
-def own_model(received: Adapter, personal: Personal, client: int, rank: int | None) -> Adapter:
-    """A client's own model: what it received, at its rank, with what it keeps to itself in place."""
-    own = starts(received, personal, [client], rank)
-    return replace(own.select(0) if own.batch else own, residual=received.residual)
 
 
 def _scores(federation: Federation, state: ServerState, split: Split) -> dict[str, float]:

@@ -14,11 +14,10 @@ from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.crew import Crew
 from fedrot.engines import compat
-from fedrot.engines.fitting import fitted
 from fedrot.engines.groups import choose_group_size
 from fedrot.engines.parts import Split, assemble, choose_device
 from fedrot.engines.secure import check_secure
-from fedrot.engines.shared import Shared, task_key
+from fedrot.engines.shared import Shared, base_key, task_key
 from fedrot.errors import ConfigError
 from fedrot.methods import Method, methods
 from fedrot.methods.server_optimizer import ServerOptimizer
@@ -29,6 +28,7 @@ from fedrot.privacy import Accountant, check_delta, check_privacy
 from fedrot.stacked import StackedModel
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.catalogue import objective
+from fedrot.tasks.fitting import fitted
 from fedrot.tasks.objective import Objective
 from fedrot.tasks.own import NODES
 
@@ -113,6 +113,11 @@ class Federation:
         validation = {} if self.validation is None else {"validation": self.validation}
         return {"train": self.train, **validation, "test": self.test, **self.further}
 
+    @property
+    def tested(self) -> dict[str, Split]:
+        """The splits that models are tested on, by name: all but `train`; `test` is the first."""
+        return {"test": self.test} | {name: split for name, split in self.splits.items() if name != "train"}
+
     def weight(self, client: int) -> float:
         """A client's unnormalised aggregation weight."""
         own = len(self.partition.rows[client]) if self.examples is None else self.examples[client]
@@ -177,7 +182,10 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     # Dealing is checked before the model is loaded, unless it depends on the model's tokenizer.
     parts = assemble(config, goal.outputs or task.labels, shared) if goal.leaves_out else None
     if parts is not None:
-        task = fitted(goal, task, parts.base)
+        whole, base = task, parts.base
+        task = shared.get(
+            "fitting", base_key(config), lambda: fitted(goal, whole, base.processor, base.opening)
+        )
     clients = config.federation.clients
     shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
     check_delta(config.privacy, len(shares.rows))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.model import BaseModel, save_peft
-from fedrot.server import ServerState, leveled, represented, starts
+from fedrot.server import ServerState, leveled, own_model, represented
 
 
 def save_adapter(
@@ -53,8 +52,7 @@ def save_personal(
 ) -> None:
     """Write `client-000/` and so on: the own adapter of every client that has parts of its own, in PEFT's format."""
     for client in sorted(state.personal):
-        own = starts(state.adapter, state.personal, [client], ranks[client]).select(0)
-        own = replace(own, residual=state.adapter.residual)
+        own = own_model(state.adapter, state.personal, client, ranks[client])
         save_own(directory / f"client-{client:03d}", own, state.adapter, base, config, state.round, client)
 
 

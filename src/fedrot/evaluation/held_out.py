@@ -23,6 +23,7 @@ from fedrot.evaluation.results import Result
 from fedrot.evaluation.rouge import rouge, words
 from fedrot.tasks.batch import Batch, batches_by_length
 from fedrot.tasks.dialogues import messages_of
+from fedrot.tasks.fitting import fitting_rows
 from fedrot.tasks.generate import Generate
 from fedrot.tasks.own import NODES
 from fedrot.tasks.templates import prompt_text
@@ -91,13 +92,9 @@ def perplexity(place: Place, options: Options) -> Run:
 
     def run(loaded: Loaded, tell: Tell) -> Result:
         start, objective = time.perf_counter(), Generate(split.config)
-        data = split.data.select(objective.fitting(split.data, loaded.tokenizer, loaded.base.opening))
-        if len(data) == 0:
-            raise DataError(
-                f"perplexity: all {len(split.data)} examples have more tokens than task.max_length = "
-                f"{split.config.max_length} and task.overlong = 'drop'; evaluate others with --data perplexity=FILE"
-            )
-        encoded = objective.encode(data, loaded.tokenizer, loaded.base.opening).to(loaded.base.device)
+        asked = loaded.tokenizer, loaded.base.opening
+        data, _ = fitting_rows(objective, split.data, "perplexity", "test", *asked)
+        encoded = objective.encode(data, *asked).to(loaded.base.device)
         forward = Plain(loaded)
         rows: list[Tensor] = []
         observed: list[Tensor] = []

@@ -93,9 +93,7 @@ class Generate(Objective):
         return self.config.overlong == "drop"
 
     def fitting(self, dataset: Dataset, processor: Any, opening: int | None = None) -> list[int]:
-        """Rows of at most `task.max_length` tokens, where the others are to be dropped; else all."""
-        if not self.leaves_out:
-            return super().fitting(dataset, processor, opening)
+        """Rows of at most `task.max_length` tokens."""
         return fitting(dataset, processor, self.config, opening)
 
     def encode(self, dataset: Dataset, processor: Any, opening: int | None = None) -> Encoded:

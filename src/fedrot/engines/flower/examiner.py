@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from fedrot.engines.evaluation import Seen, averaged, evaluate_state, own_model, recorded, see, tested
+from fedrot.engines.evaluation import Seen, averaged, evaluate_state, recorded, see
 from fedrot.engines.flower.holders import Holders
 from fedrot.engines.flower.marks import unpack_marks
 from fedrot.engines.flower.messages import EXAMINE
@@ -14,7 +14,7 @@ from fedrot.engines.flower.messenger import Messenger
 from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation
 from fedrot.errors import AdapterError
-from fedrot.server import ServerState
+from fedrot.server import ServerState, own_model
 
 Marks = Mapping[str, Seen]
 """What one client's model scores, by split."""
@@ -60,7 +60,7 @@ class Examiner:
         clients = sorted(marks)
         if not clients:
             return {}
-        splits = tested(self._federation)
+        splits = self._federation.tested
         each = {split: [marks[client][split] for client in clients] for split in splits}
         return recorded({split: averaged(self._federation, clients, seen) for split, seen in each.items()})
 
@@ -76,7 +76,7 @@ class Examiner:
             if rank not in by_rank:
                 model = own_model(state.adapter, {}, client, rank)
                 by_rank[rank] = {
-                    name: see(federation, model, split) for name, split in tested(federation).items()
+                    name: see(federation, model, split) for name, split in federation.tested.items()
                 }
             found[client] = by_rank[rank]
         federation.crew.unload()
@@ -85,7 +85,7 @@ class Examiner:
     def _ask(self, state: ServerState, marks: dict[int, Marks], missing: dict[int, str]) -> None:
         """Have nodes examine the models of clients with parts of their own."""
         federation = self._federation
-        splits, metric = list(tested(federation)), federation.objective.metric.name
+        splits, metric = list(federation.tested), federation.objective.metric.name
         for client, answer in self._holders.ask(EXAMINE, state, missing).items():
             try:
                 marks[client] = unpack_marks(

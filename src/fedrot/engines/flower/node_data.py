@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
-from fedrot.engines.fitting import fitting_rows
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.groups import choose_group_size
 from fedrot.engines.parts import assemble
@@ -22,6 +21,7 @@ from fedrot.methods import build
 from fedrot.model import BaseModel, fingerprint
 from fedrot.partition import partition
 from fedrot.tasks import objective
+from fedrot.tasks.fitting import fitting_rows
 from fedrot.tasks.own import NODES
 
 
@@ -96,8 +96,7 @@ def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], sha
     who = f"node {settings.name!r}"
     task = goal.load_own(labels, who)
     parts = assemble(config, labels, shared)
-    if goal.leaves_out:
-        task, _ = fitting_rows(goal, task, parts.base, who, "its own")
+    task, _ = fitting_rows(goal, task, who, "its own", parts.base.processor, parts.base.opening)
     dealt: Sequence[Tensor] = [torch.arange(len(task))]
     if len(settings.clients) > 1:
         dealt = partition(task, config.partition, len(settings.clients), config.seed).rows

@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter
-from fedrot.engines.evaluation import own_model, see, tested
+from fedrot.engines.evaluation import see
 from fedrot.engines.flower.kept import Kept
 from fedrot.engines.flower.marks import pack_marks
 from fedrot.engines.flower.messages import Order
@@ -16,6 +16,7 @@ from fedrot.engines.flower.node_data import Local
 from fedrot.engines.setup import Federation
 from fedrot.engines.write import save_own
 from fedrot.errors import OutputError
+from fedrot.server import own_model
 
 Parts = Mapping[int, Mapping[str, Tensor]]
 """By client, what it keeps to itself."""
@@ -26,7 +27,7 @@ def examine(federation: Federation, received: Adapter, own: Parts) -> RecordDict
     reply = RecordDict()
     for client in own:
         model = own_model(received, own, client, None)
-        for name, split in tested(federation).items():
+        for name, split in federation.tested.items():
             for record, marks in pack_marks(client, name, see(federation, model, split)).items():
                 reply[record] = marks
     federation.crew.unload()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedrot.errors import DataError
-from fedrot.model import BaseModel
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.objective import Objective
 
@@ -15,18 +14,18 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def fitted(goal: Objective, task: TaskData, base: BaseModel) -> TaskData:
+def fitted(goal: Objective, task: TaskData, processor: Any, opening: int | None = None) -> TaskData:
     """A task's splits without what `Objective.fitting` leaves out, and a note for each that lost some.
+
+    The last two arguments are those of `Objective.encode`.
 
     Raises:
         DataError: nothing is left of a split.
     """
-    if not goal.leaves_out:
-        return task
     notes: list[str] = []
 
     def kept(name: str, data: Dataset) -> Dataset:
-        left, note = fitting_rows(goal, data, base, f"task.data = {task.name!r}", name)
+        left, note = fitting_rows(goal, data, f"task.data = {task.name!r}", name, processor, opening)
         notes.extend(note)
         return left
 
@@ -42,14 +41,16 @@ def fitted(goal: Objective, task: TaskData, base: BaseModel) -> TaskData:
 
 
 def fitting_rows(
-    goal: Objective, data: Dataset, base: BaseModel, where: str, split: str
+    goal: Objective, data: Dataset, where: str, split: str, processor: Any, opening: int | None = None
 ) -> tuple[Dataset, tuple[str, ...]]:
     """The rows of a split that are kept, and what is to be said of the others.
 
     Raises:
         DataError: there were rows, and none is kept.
     """
-    rows = goal.fitting(data, base.processor, base.opening)
+    if not goal.leaves_out:
+        return data, ()
+    rows = goal.fitting(data, processor, opening)
     lost, limit = len(data) - len(rows), f"task.max_length = {goal.config.max_length}"
     if not lost:
         return data, ()
