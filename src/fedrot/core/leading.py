@@ -11,13 +11,15 @@ from torch import Tensor
 from fedrot.core import linalg
 from fedrot.core.adapter import Adapter, Factors, normalise
 from fedrot.core.lowrank import truncate, weighted_sum
-from fedrot.core.polar import full_precision, identity_like
+from fedrot.core.polar import full_precision, identity_like, widen
 from fedrot.core.products import left_products, right_products
 from fedrot.core.rng import generator
 
 EXTRA = 8
 """Directions beyond the rank asked for; they speed up and check convergence."""
 SWEEPS = 8
+COARSE = 1e-3
+"""The error down to which sweeps are in the inputs' precision; one in float64 then removes what rounding added."""
 
 
 @torch.no_grad()
@@ -28,9 +30,10 @@ def leading(
 
     `b = U sqrt(S)` and `a = sqrt(S) V.T` from the leading singular triplets of `W`. Where the clients' stacked rank
     is small they come from two thin QR factorisations (`truncate`). Else from subspace iteration, which reads the
-    clients one after the other and costs `O(N (d_in + d_out) r^2)` a sweep, in float64: it starts from the row
-    space of `start` and stops once the residuals bound the error of the product by rounding of the inputs'
-    precision. Where the spectrum falls off too slowly for that, Gram matrices of the stacks do it: they lose only
+    clients one after the other and costs `O(N (d_in + d_out) r^2)` a sweep: it starts from the row space of
+    `start` and stops once the residuals, taken from products that a sweep has anyway, bound the error of the product
+    by rounding of the inputs' precision. Its last sweep is in float64, those before it in the inputs' precision.
+    Where the spectrum falls off too slowly for that, Gram matrices of the stacks do it: they lose only
     what is smaller than 1e-8 of the largest singular value, which is not among the leading ones then.
 
     Args:
@@ -46,7 +49,7 @@ def leading(
     for site, f in start.sites.items():
         width = f.rank + EXTRA
         if stacked > EXTRA * width and 2 * width <= min(f.d_in, f.d_out):
-            blocks[site] = _orthonormal(_widened(f, noise))
+            blocks[site] = _orthonormal(_widened(f, noise)).to(widen(f.a)[0].dtype)
     with full_precision(next(iter(start.sites.values())).a.device):
         if blocks:
             found = _iterate(clients, shares, start.sites, blocks)
@@ -88,18 +91,30 @@ def sketched(
     with full_precision(next(iter(start.sites.values())).a.device):
         for _ in range(sweeps):
             images = right_products(clients, shares, blocks)
-            blocks = {site: found.v for site, found in _turn(clients, shares, images).items()}
+            bases = {site: _orthonormal(image) for site, image in images.items()}
+            rows = left_products(clients, shares, {site: basis.mT for site, basis in bases.items()})
+            blocks = {site: _orthonormal(row.mT) for site, row in rows.items()}
         images = right_products(clients, shares, blocks)
-        return {site: _split(images[site], blocks[site], f.rank, f) for site, f in start.sites.items()}
+        return {
+            site: _by_columns(images[site], blocks[site]).split(f.rank, f) for site, f in start.sites.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Triplets:
-    """Approximate singular triplets with `W.T @ u = v * s`, descending."""
+    """Approximate singular triplets `u: (d_out, m)`, `s: (m,)` descending, `v: (d_in, m)`."""
 
     u: Tensor
     s: Tensor
     v: Tensor
+
+    def split(self, rank: int, like: Factors) -> Factors:
+        """`b = u sqrt(s)` and `a = sqrt(s) v.T` of the first `rank`, padded to the rank of `like`."""
+        root = self.s[:rank].sqrt()
+        b, a = self.u[:, :rank] * root, root[:, None] * self.v[:, :rank].mT
+        extra = like.rank - len(root)
+        a, b = torch.nn.functional.pad(a, (0, 0, 0, extra)), torch.nn.functional.pad(b, (0, extra))
+        return Factors(a.to(like.a.dtype).contiguous(), b.to(like.b.dtype).contiguous())
 
 
 def _iterate(
@@ -110,67 +125,62 @@ def _iterate(
 ) -> dict[str, Factors]:
     """Converged sites; one that converges too slowly is left out."""
     found: dict[str, Factors] = {}
-    turned: dict[str, _Triplets] = {}
     for sweep in range(SWEEPS):
         images = right_products(clients, shares, blocks)
-        for site, triplets in turned.items():
+        bases = {site: _orthonormal(image) for site, image in images.items()}
+        rows = left_products(clients, shares, {site: basis.mT for site, basis in bases.items()})
+        later: dict[str, Tensor] = {}
+        for site, row in rows.items():
             f = sites[site]
+            near = _by_rows(bases[site], row)
+            error = _error(_by_columns(images[site], blocks[site]), near, bases[site], row, f.rank)
             eps = max(torch.finfo(f.a.dtype).eps, 1e-13)  # residuals in float64 do not fall below that
-            if _error(images[site], triplets, f.rank) <= eps:
-                found[site] = _split(images[site], triplets.v, f.rank, f)
-            if site in found or (sweep > 1 and _hopeless(triplets, f.rank, eps, SWEEPS - sweep)):
-                del images[site]
-        if not images:
+            if error <= eps and row.dtype == torch.float64:
+                found[site] = near.split(f.rank, f)
+            elif not _hopeless(error, near, f.rank, eps, SWEEPS - 1 - sweep):
+                later[site] = near.v if error > COARSE else _orthonormal(near.v.double())
+        blocks = later
+        if not blocks:
             break
-        turned = _turn(clients, shares, images)
-        blocks = {site: triplets.v for site, triplets in turned.items()}
     return found
 
 
-def _turn(
-    clients: Sequence[Adapter], shares: Sequence[float], images: Mapping[str, Tensor]
-) -> dict[str, _Triplets]:
-    """From `W @ v` to the singular triplets of `W` restricted to its range."""
-    bases = {site: _orthonormal(image) for site, image in images.items()}
-    rows = left_products(clients, shares, {site: basis.mT.contiguous() for site, basis in bases.items()})
-    found: dict[str, _Triplets] = {}
-    for site, row in rows.items():
-        q, r = linalg.qr(row.mT)
-        x, s, yh = linalg.svd(r)
-        found[site] = _Triplets(bases[site] @ yh.mT, s, q @ x)
-    return found
-
-
-def _error(image: Tensor, triplets: _Triplets, rank: int) -> float:
-    """A bound on the relative error of the product of rank `rank`, from residuals and the gap beyond the block.
-
-    A singular direction with residual `||W v - s u||` is off by an angle of about `s residual / (s^2 - t^2)`,
-    `t` the largest singular value outside the block, for which its smallest one stands.
-    """
-    s = triplets.s[:rank]
-    residual = (image[:, :rank] - triplets.u[:, :rank] * s).square().sum(0).sqrt()
-    size = float(s.square().sum().sqrt())
-    if size == 0:
-        return float(residual.square().sum().sqrt())
-    gap = (s.square() - triplets.s[-1].square()).clamp(min=torch.finfo(s.dtype).tiny)
-    return float((residual * s.square() / gap).square().sum().sqrt()) / size
-
-
-def _hopeless(triplets: _Triplets, rank: int, eps: float, sweeps: int) -> bool:
-    """Whether the squared ratio of singular values, the error's factor a sweep, cannot reach `eps`."""
-    return bool((triplets.s[-1] / triplets.s[rank - 1]) ** (2 * sweeps) > eps)
-
-
-def _split(image: Tensor, v: Tensor, rank: int, like: Factors) -> Factors:
-    """The best factors of rank `rank` of `W v v.T`, given `W v`."""
+def _by_columns(image: Tensor, v: Tensor) -> _Triplets:
+    """The triplets of `W v v.T`, given `image = W v`; they satisfy `W @ v = u * s`."""
     q, r = linalg.qr(image)
     x, s, yh = linalg.svd(r)
-    root = s[:rank].sqrt()
-    b = (q @ x[:, :rank]) * root
-    a = root[:, None] * (v @ yh[:rank].mT).mT
-    extra = like.rank - len(root)
-    a, b = torch.nn.functional.pad(a, (0, 0, 0, extra)), torch.nn.functional.pad(b, (0, extra))
-    return Factors(a.to(like.a.dtype).contiguous(), b.to(like.b.dtype).contiguous())
+    return _Triplets(q @ x, s, v @ yh.mT)
+
+
+def _by_rows(q: Tensor, row: Tensor) -> _Triplets:
+    """The triplets of `q q.T W`, given `row = q.T W`; they satisfy `W.T @ u = v * s`."""
+    columns, r = linalg.qr(row.mT)
+    x, s, yh = linalg.svd(r)
+    return _Triplets(q @ yh.mT, s, columns @ x)
+
+
+def _error(coarse: _Triplets, near: _Triplets, q: Tensor, row: Tensor, rank: int) -> float:
+    """A bound on the relative error of the first `rank` triplets of `near`, one half sweep after `coarse`.
+
+    A triplet with `W v = u s` and the residual `||W.T u - v s||` has `v` off by an angle of about
+    `s residual / (s^2 - t^2)`, with `t` the largest singular value outside the block, for which its smallest one
+    stands. Multiplying by `W` then leaves `t / s` of that angle. `W.T u = row.T (q.T u)`, as `u` lies in the span
+    of `q`.
+    """
+    s, t = near.s[:rank], near.s[-1]
+    known = coarse.s[:rank]
+    residual = row.mT @ (q.mT @ coarse.u[:, :rank]) - coarse.v[:, :rank] * known
+    lengths = residual.square().sum(0).sqrt()
+    size = float(s.square().sum().sqrt())
+    if size == 0:
+        return float(lengths.square().sum().sqrt())
+    gap = (s.square() - t.square()).clamp(min=torch.finfo(s.dtype).tiny)
+    return float((lengths * s * t / gap).square().sum().sqrt()) / size
+
+
+def _hopeless(error: float, near: _Triplets, rank: int, eps: float, sweeps: int) -> bool:
+    """Whether the squared ratio of singular values, the error's factor a sweep, cannot bring it down to `eps`."""
+    return bool(error * (near.s[-1] / near.s[rank - 1]) ** (2 * sweeps) > eps)
 
 
 def _by_gram(stack: Factors, like: Factors) -> Factors:
@@ -185,7 +195,7 @@ def _by_gram(stack: Factors, like: Factors) -> Factors:
     root = linalg.cholesky(gram + ridge * identity_like(gram))
     _, y = linalg.eigh(root.mT @ (a @ a.mT) @ root)
     v = _orthonormal(a.mT @ (root @ y[:, -like.rank - EXTRA :].flip(-1)))
-    return _split(b @ (a @ v), v, like.rank, like)
+    return _by_columns(b @ (a @ v), v).split(like.rank, like)
 
 
 def _widened(f: Factors, noise: torch.Generator) -> Tensor:

@@ -63,7 +63,7 @@ def _columns(sites: Mapping[str, Factors]) -> dict[str, Tensor]:
 
 
 def _rows(sites: Mapping[str, Factors]) -> dict[str, Tensor]:
-    return {site: widen(f.b)[0].mT.contiguous() for site, f in sites.items()}
+    return {site: widen(f.b)[0].contiguous().mT for site, f in sites.items()}
 
 
 def ridge_b(
