@@ -391,7 +391,6 @@ def test_every_kind_of_participation_gives_the_numbers_of_the_local_engine(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"output__diagnostics": True}, "output.diagnostics = true"),
         ({"task__data": "nodes", "task__test_data": "corpus.csv"}, "nodes of a deployed federation"),
     ],
 )

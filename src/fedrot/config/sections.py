@@ -324,7 +324,8 @@ class OutputConfig(Section):
     """Most tokens of such a completion."""
     diagnostics: bool = False
     """Of `fedrot`, also record the quantities of the paper's bound and the error that each strength would have had, see
-    [Theory](theory.md#diagnostics); costs about one more measurement of the aggregation error a round."""
+    [Theory](theory.md#diagnostics); costs about one more measurement of the aggregation error a round. Over Flower
+    clients then also send what they trained, see [Flower](flower.md#diagnostics)."""
 
 
 class RunConfig(Section):

@@ -118,13 +118,21 @@ class Round:
             self.degenerate += int(rotation.degenerate[:, keep].sum())
             self.flips += int(rotation.flipped[:, keep].sum())
 
-    def receive(self, update: Update, told: Mapping[str, float]) -> None:
+    def receive(
+        self,
+        update: Update,
+        told: Mapping[str, float],
+        trained: Adapter | None = None,
+        sizes: Tensor | None = None,
+    ) -> None:
         """Take in one client's update that came over a network, with what the client measured.
 
         Args:
             update: checked against what was expected; one with a number that is not finite is rejected.
             told: `steps`, `drift` and, if the client rotated, `rotation`, `rotation_angle`, `degenerate` and `flips`;
                 nothing with mechanism `local`.
+            trained: the adapter behind the update, where it came as well.
+            sizes: with `trained`, `||R - I||_F` of the client's rotation at every site, `(S,)`, if it rotated.
         """
         self.messages.setdefault(self.ranks[update.client], update.adapter)
         if self.mechanism == "local":
@@ -140,11 +148,18 @@ class Round:
             return
         self.steps += int(told["steps"])
         finite = all(math.isfinite(value) for value in (*told.values(), *update.metrics.values()))
-        if not (finite and bool(update.adapter.finite())):
+        arrived = [adapter.finite() for adapter in (update.adapter, trained) if adapter is not None]
+        if sizes is not None:
+            arrived.append(sizes.isfinite().all())
+        if not (finite and all(bool(whole) for whole in arrived)):
             self.rejected[update.client] = "non-finite loss or update"
             return
         self.updates.append(update)
-        self._note(told)
+        if trained is not None:
+            self.trained.append(trained)
+        if trained is not None and sizes is not None:
+            self.sites = tuple(trained.sites)
+        self._note(told, sizes)
 
     def receive_mean(self, mean: Update, told: Mapping[int, Mapping[str, float]], rounding: float) -> None:
         """Take in the weighted mean of several clients' updates, which were not seen one by one.
@@ -162,10 +177,11 @@ class Round:
             self.steps += int(measured["steps"])
             self._note(measured)
 
-    def _note(self, told: Mapping[str, float]) -> None:
+    def _note(self, told: Mapping[str, float], sizes: Tensor | None = None) -> None:
         self.drifts.append(told["drift"])
         if "rotation" in told:
-            self.sizes.append(torch.tensor([[told["rotation"]]]))
+            mean = torch.tensor([told["rotation"]])
+            self.sizes.append((mean if sizes is None else sizes).unsqueeze(1))
             self.angles.append(torch.tensor([[told["rotation_angle"]]]))
             self.degenerate += int(told["degenerate"])
             self.flips += int(told["flips"])

@@ -100,11 +100,6 @@ def check_flower(config: RunConfig) -> None:
         )
     check_compat(config)
     check_secure(config, method)
-    if config.output.diagnostics:
-        raise ConfigError(
-            "output.diagnostics = true: they need adapters as they were trained, which a server over Flower does not "
-            "see; use engine.name = 'local', or leave it out"
-        )
 
 
 def in_process_grid(federation: Federation, kept: Path | None = None) -> InProcessGrid:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedrot.core.adapter import Adapter
 from fedrot.core.alignment import SiteRotation
 from fedrot.core.diagnostics import drift
+from fedrot.engines.flower.as_trained import as_trained
 from fedrot.engines.flower.messages import Told
 from fedrot.engines.flower.node_data import Local
 from fedrot.engines.flower.secagg.parties import Share
@@ -25,6 +26,8 @@ class Sends:
 
     client: int
     arrays: Mapping[str, Tensor]
+    trained: Mapping[str, Tensor]
+    """What the method made the factors among them of, where that is asked for."""
     told: Told | None
     """None where its privacy forbids to tell anything."""
     finite: bool
@@ -32,8 +35,8 @@ class Sends:
     """What it does not send but keeps to itself, where the method leaves it that."""
 
 
-def sends(group: Group, local: Local, round: int) -> Iterator[Sends]:
-    """What each client of a group has to send."""
+def sends(group: Group, local: Local, round: int, along: bool) -> Iterator[Sends]:
+    """What each client of a group has to send, with `along` also what it trained."""
     method = local.clients.method
     personal = method.laws.personal
     silent = local.clients.config.privacy.mechanism == "local"  # not even that training failed
@@ -41,16 +44,21 @@ def sends(group: Group, local: Local, round: int) -> Iterator[Sends]:
     drifts = drift(group.trained.adapter, group.start).tolist()
     usable = group.upload.adapter.finite(stacked=True)
     finite = (usable if silent else group.trained.finite & usable).tolist()
-    turns = _turns(group.upload.rotation)
+    rotation = group.upload.rotation
+    turns = _turns(rotation)
     for index, client in enumerate(group.trained.clients):
         adapter: Adapter = replace(group.upload.adapter.select(index), residual={})
         arrays = uploaded(method, adapter, round)
+        before: dict[str, Tensor] = {}
+        if along:
+            turn = None if rotation is None else rotation.select(index)
+            before = as_trained(method, group.trained.adapter.select(index), turn, round)
         turned = {name: values[index] for name, values in turns.items()}
         # The server sees no part that stays here, so it has to be told that one is no number.
         loss = losses[index] if finite[index] or not personal else math.nan
         told = Told(loss, group.steps[index], len(local.clients.rows[client]), drifts[index], turned)
         keeps = own_parts(method, adapter, round) if personal and finite[index] else {}
-        yield Sends(client, arrays, None if silent else told, finite[index], keeps)
+        yield Sends(client, arrays, before, None if silent else told, finite[index], keeps)
 
 
 def share(sent: Sends, local: Local) -> Share | str:

@@ -13,8 +13,10 @@ from typing import Any
 
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedrot.core.adapter import Adapter
+from fedrot.engines.flower.as_trained import goes_along, told_apart, unpack_trained
 from fedrot.engines.flower.examiner import Examiner
 from fedrot.engines.flower.holders import Holders
 from fedrot.engines.flower.messages import (
@@ -63,6 +65,7 @@ class Session:
         self._messenger = Messenger(grid, federation.config.engine.deadline)
         self._orders = Orders(federation, roster, self._messenger)
         self._name = secrets.token_hex(16)
+        self._along = goes_along(federation.config, federation.method)
         self._holders = Holders(federation, roster, self._messenger, self._orders)
         self._examiner = Examiner(federation, self._holders, self._messenger, observer)
 
@@ -109,7 +112,8 @@ class Session:
         if secure is not None:
             for who, why in secure.finish().items():
                 self._observer.note(f"round {round.number}: {who}: {why}")
-        round.traffic = self._messenger.traffic
+        traffic = self._messenger.traffic
+        round.traffic = told_apart(traffic, replies) if self._along else traffic
 
     def evaluate(self, state: ServerState) -> dict[str, Any]:
         """Scores of a state, see `Examiner`. After the last round nodes write their clients' own models if asked to."""
@@ -181,7 +185,8 @@ class Session:
                 continue
             try:
                 update, told = self._update(client, asked, reply, round.number, where)
-                round.receive(update, told)
+                before = self._trained(client, asked, reply, round.number, where, "rotation" in told)
+                round.receive(update, told, *before)
             except AdapterError as error:
                 round.rejected[client] = str(error)
                 self._observer.note(f"round {round.number}: client {client} is rejected: {error}")
@@ -213,3 +218,19 @@ class Session:
         adapter = Adapter.from_tensors({**received.tensors(), **own}, received.scale)
         weight = asked.peer.weight(client, self._federation.config.federation.weighting) * asked.weight
         return Update(client, adapter, weight, loss), measured
+
+    def _trained(
+        self, client: int, asked: _Asked, content: RecordDict, number: int, where: str, turned: bool
+    ) -> tuple[Adapter | None, Tensor | None]:
+        """What a client trained before the method changed it, and how far it rotated, where that comes as well.
+
+        Raises:
+            AdapterError: it is not what was asked for.
+        """
+        if not self._along:
+            return None, None
+        federation, where = self._federation, f"{where}, client {client}"
+        trained, sizes = unpack_trained(
+            content, client, federation.method, asked.received, number, turned, where
+        )
+        return trained.map(lambda tensor: tensor.to(federation.base.device)), sizes

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
+from fedrot.engines.flower.as_trained import check_open, goes_along, trained_name
 from fedrot.engines.flower.budget import Budget
 from fedrot.engines.flower.kept import Kept
 from fedrot.engines.flower.messages import (
@@ -52,6 +53,8 @@ from fedrot.tasks.own import NODES
 class _Held:
     text: tuple[str, list[str]]
     """Recipe and labels as they came last, so that they are read once and not every round."""
+    recipe: RunConfig
+    """That recipe; `local` may be of an earlier one that is the same but for output, engine and rounds."""
     digest: str
     local: Local
 
@@ -130,6 +133,8 @@ class Worker:
                 f"{str(rules is None).lower()}, the server asks otherwise"
             )
         own, refused = self._own(order, local, received)
+        assert self._held is not None
+        along = goes_along(self._held.recipe, local.clients.method)
         self._budget.spend(list(own), local.clients.config.privacy)
         reply, hidden = RecordDict(), dict[int, Share | str]()
 
@@ -138,11 +143,13 @@ class Worker:
 
         started = dict(zip(order.clients, order.kept, strict=True))
         with closing(train_all(local.clients, order.round, list(own), task_of)) as results:
-            for sent in (sent for _, group in results for sent in sends(group, local, order.round)):
+            for sent in (sent for _, group in results for sent in sends(group, local, order.round, along)):
                 if sent.told is not None:
                     reply[metrics_name(sent.client)] = pack_told(sent.told)
                 if rules is None:
                     reply[upload_name(sent.client)] = to_arrays(sent.arrays)
+                    if sent.trained:
+                        reply[trained_name(sent.client)] = to_arrays(sent.trained)
                 else:
                     hidden[sent.client] = share(sent, local)
                 if sent.keeps:
@@ -236,9 +243,10 @@ class Worker:
         if not self.settings.trusts_recipe:
             check_secret(config.privacy)
         self._budget.check(config.privacy)
+        check_open(config, self._where)
         digest = recipe_digest(config) + repr(labels)
         if self._held is not None and self._held.digest == digest:
-            self._held = _Held((recipe, labels), digest, self._held.local)
+            self._held = _Held((recipe, labels), config, digest, self._held.local)
             return self._held.local
         if self._held is not None:
             self._held.local.clients.crew.lead.close()
@@ -246,7 +254,7 @@ class Worker:
         local = self._given
         if local is None or recipe_digest(local.clients.config) != recipe_digest(config):
             local = prepare_node(self.settings, config, tuple(labels), self._shared)
-        self._held = _Held((recipe, labels), digest, local)
+        self._held = _Held((recipe, labels), config, digest, local)
         return local
 
     def _parse(self, recipe: str) -> RunConfig:
