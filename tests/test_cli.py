@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,13 +13,15 @@ import pytest
 
 from fedrot import __version__
 from fedrot.config import RunConfig
+from tests.processes import fedrot, start
 
 Make = Callable[..., RunConfig]
 
 
-def fedrot(*arguments: object, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedrot", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+def as_a_module(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process that begins with nothing imported."""
+    command = [sys.executable, "-m", "fedrot", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def recipe_file(recipe: Make, tmp_path: Path) -> Path:
 
 
 def test_run_report_export_and_their_refusals(recipe_file: Path, tmp_path: Path) -> None:
-    done = fedrot("run", recipe_file, "--out", tmp_path / "run", "--set", "output.report=true")
+    arguments = ["run", str(recipe_file), "--out", str(tmp_path / "run"), "--set", "output.report=true"]
+    done = as_a_module(*arguments)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any(
@@ -80,20 +82,15 @@ def test_ctrl_c_finishes_cleanly_and_resumes(recipe: Make, tmp_path: Path) -> No
     path = tmp_path / "recipe.toml"
     path.write_text(recipe(federation__rounds=500).to_toml(), "utf-8")
     target = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedrot", "run", str(path), "--out", str(target)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("run", path, "--out", target)
     deadline = time.monotonic() + 120
     while not (target / "checkpoint" / "round-000003").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert f"--resume --out {target}" in " ".join(stderr.split())
-    assert "Traceback" not in stderr
+    process.signal(signal.SIGINT)
+    stopped = process.wait(60)
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"--resume --out {target}" in " ".join(stopped.stderr.split())
+    assert "Traceback" not in stopped.stderr
     assert (target / "adapter" / "adapter_model.safetensors").exists()
     stored = (target / "config.toml").read_text().replace("rounds = 500", "rounds = 1")
     (target / "config.toml").write_text(stored, "utf-8")
@@ -103,7 +100,7 @@ def test_ctrl_c_finishes_cleanly_and_resumes(recipe: Make, tmp_path: Path) -> No
 
 
 def test_the_version_is_said() -> None:
-    assert fedrot("--version").stdout == f"fedrot {__version__}\n"
+    assert as_a_module("--version").stdout == f"fedrot {__version__}\n"
 
 
 def test_help_shows_examples_and_methods_are_listed() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrot.client import plan_group, train_group
+from fedrot.client import Plan, plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Factors
 from fedrot.crew import Crew, Halted
@@ -69,7 +69,7 @@ def test_workers_share_every_weight_of_the_base_model(recipe: Make) -> None:
 )  # else a single worker's products would use more of them
 @pytest.mark.usefixtures("threads")
 def test_the_number_of_workers_changes_no_bit(recipe: Make, tmp_path: Path, options: dict[str, Any]) -> None:
-    settings = {"federation__group_size": 1, "federation__rounds": 3, "train__local_steps": 3} | options
+    settings = {"federation__group_size": 1, "train__local_steps": 2} | options
     alone, beside = (
         run(recipe(federation__workers=workers, **settings), out=tmp_path / str(workers))
         for workers in (1, 3)
@@ -143,11 +143,17 @@ def test_training_gives_up_between_steps(recipe: Make) -> None:
 def test_an_interruption_does_not_wait_for_the_clients(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, ended = training.train_group, list[type[BaseException]]()
+    original, begun, ended = training.train_group, list[Plan](), list[type[BaseException]]()
 
-    def slow(*args: Any, **keys: Any) -> Any:
+    def lasting(*args: Any, halted: Halted, **keys: Any) -> Any:
+        """In round 2 the first client trains as ever; the others take until they are told to give up, or 20 s."""
+        begun.append(args[4])
+        if len(begun) > 4 and 0 not in args[4].clients:
+            until = time.monotonic() + 20
+            while not halted() and time.monotonic() < until:
+                time.sleep(0.001)
         try:
-            return original(*args, **keys)
+            return original(*args, halted=halted, **keys)
         except Interrupted as error:
             ended.append(type(error))
             raise
@@ -163,9 +169,9 @@ def test_an_interruption_does_not_wait_for_the_clients(
             if round == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "train_group", slow)
+    monkeypatch.setattr(training, "train_group", lasting)
     monkeypatch.setattr(rounds, "finish", finishing)
-    settings = {"federation__group_size": 1, "federation__workers": 2, "train__local_steps": 400}
+    settings = {"federation__group_size": 1, "federation__workers": 2}
     with pytest.raises(KeyboardInterrupt):
         run(recipe(**settings), out=tmp_path / "run", observer=Stop())
     assert ended, "clients under way gave up"

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +26,7 @@ from fedrot.engines.run import run
 from fedrot.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from fedrot.server import choose_clients
 from fedrot.wire import encode
+from tests.processes import fedrot, start
 
 Make = Callable[..., RunConfig]
 CLOCK = {"seconds", "training_seconds"}
@@ -176,26 +175,19 @@ def test_kill_nine_at_any_moment_and_resume(recipe: Make, tmp_path: Path) -> Non
     path = tmp_path / "recipe.toml"
     path.write_text(config.to_toml(), "utf-8")
     target = tmp_path / "killed"
-    command = [sys.executable, "-m", "fedrot", "run", str(path), "--out", str(target)]
+    command = ["run", path, "--out", target]
     kills = 0
     for delay in (0.0, 0.13, 0.31):
-        process = subprocess.Popen(
-            [*command, *(["--resume"] if (target / "config.toml").exists() else [])],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        rounds = len(list((target / "checkpoint").glob("round-*")))
+        process = start(*command, *(["--resume"] if (target / "config.toml").exists() else []))
         newest = _newest(target)
-        while process.poll() is None and _newest(target) <= newest:
+        while process.running and _newest(target) <= newest:
             time.sleep(0.005)
-        del rounds
         time.sleep(delay)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait(timeout=60)
+        if process.running:
+            process.signal(signal.SIGKILL)
+        kills += process.wait(60).returncode == -signal.SIGKILL
     assert kills >= 1
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=180, check=False)
+    done = fedrot(*command, "--resume")
     assert done.returncode == 0, done.stderr
     assert without_clock(read_metrics(target)) == without_clock(whole.records)
     assert adapter_bytes(target) == adapter_bytes(tmp_path / "whole")

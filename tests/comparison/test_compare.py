@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +23,7 @@ from fedrot.comparison.table import difference, rows
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.run import run
 from fedrot.errors import ConfigError, OutputError, TrainingError
+from tests.processes import fedrot, start
 
 Small = Callable[..., dict[str, Any]]
 Make = Callable[..., RunConfig]
@@ -202,20 +200,15 @@ def test_ctrl_c_ends_the_workers_and_the_comparison_goes_on_later(recipe: Make, 
     path, out = tmp_path / "recipe.toml", tmp_path / "c"
     path.write_text(recipe(federation__rounds=25, federation__evaluate_every=25).to_toml(), "utf-8")
     arguments = [str(path), "--methods", "fedit", "--seeds", "3", "--jobs", "2", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedrot", "compare", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("compare", *arguments)
     deadline = time.monotonic() + 120
     while not list(out.glob("cells/*.run/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert f"fedrot compare --resume --out {out}" in " ".join(stderr.split())
-    assert "Traceback" not in stderr
+    process.signal(signal.SIGINT)
+    ended = process.wait(60)
+    assert ended.returncode == 130, ended.stderr
+    assert f"fedrot compare --resume --out {out}" in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
     stopped = {path: path.stat().st_mtime_ns for path in out.glob("cells/*.run/metrics.jsonl")}
     assert stopped
     time.sleep(0.3)
@@ -282,8 +275,7 @@ def test_the_command_line_refuses_an_unknown_grid_key(recipe: Make, tmp_path: Pa
     path = tmp_path / "recipe.toml"
     path.write_text(recipe().to_toml(), "utf-8")
     asked = ["--methods", "fedit", "--seeds", "3", "--grid", "federation.client=3", "--budget"]
-    arguments = [sys.executable, "-m", "fedrot", "compare", str(path), *asked]
-    refused = subprocess.run(arguments, capture_output=True, text=True, timeout=180, check=False)
+    refused = fedrot("compare", path, *asked)
     assert refused.returncode == 2
     assert "did you mean 'clients'" in refused.stderr
     assert "Traceback" not in refused.stderr
