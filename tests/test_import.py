@@ -29,6 +29,17 @@ def test_methods_is_the_function_whatever_was_imported_first():
     assert run(code).split() == ["True"] * 4
 
 
+def test_partitioners_come_without_plots_and_the_whole_package_has_the_same_ones():
+    code = """import sys
+from fedrot.partition_options import find_kind
+iid = find_kind("iid")
+print([name for name in ("seaborn", "scipy", "matplotlib") if name in sys.modules])
+import flwr_datasets
+print(flwr_datasets.partitioner.IidPartitioner is iid, flwr_datasets.FederatedDataset.__name__)
+"""
+    assert run(code).splitlines() == ["[]", "True FederatedDataset"]
+
+
 @pytest.mark.parametrize("name", fedrot.__all__)
 def test_every_public_name_is_there(name: str):
     assert getattr(fedrot, name) is not None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
 import re
+import sys
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -40,11 +43,26 @@ _EXAMPLES = {
 
 def kinds() -> dict[str, type[Partitioner]]:
     """The partitioners of flwr-datasets that a recipe may name, by `partition.kind`."""
-    from flwr_datasets import partitioner
-
+    partitioner = _partitioners()
     names = [name for name in partitioner.__all__ if name != "Partitioner"]
     found = {_kebab(name): getattr(partitioner, name) for name in names}
     return {kind: found[kind] for kind in sorted(found) if kind not in _REFUSED}
+
+
+def _partitioners() -> types.ModuleType:
+    """`flwr_datasets.partitioner` without the rest of its package, whose plots load seaborn and scipy for 1.5 s.
+
+    Who imports `flwr_datasets`, before or after, gets the whole package, with these very classes.
+    """
+    package, name = "flwr_datasets", "flwr_datasets.partitioner"
+    found = None if name in sys.modules or package in sys.modules else importlib.util.find_spec(package)
+    if found is None:
+        return importlib.import_module(name)
+    sys.modules[package] = importlib.util.module_from_spec(found)  # it knows its folder; its code is not run
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.modules.pop(package, None)
 
 
 def _kebab(name: str) -> str:
