@@ -15,9 +15,10 @@ from rich.console import Console
 
 from fedrot.comparison import Comparison, Watcher, compare
 from fedrot.comparison.budget import estimate_budget
-from fedrot.comparison.command import run_command
+from fedrot.comparison.command import print_budget, run_command
 from fedrot.comparison.pool import Task
 from fedrot.comparison.reading import make_design
+from fedrot.comparison.run import plan
 from fedrot.comparison.store import Store
 from fedrot.comparison.table import difference, rows
 from fedrot.config import RunConfig, parse_config
@@ -123,6 +124,22 @@ def test_a_comparison_is_extended_and_finished_cells_are_not_run_again(small: Sm
         assert (out / "plan.json").read_text() == before
     with pytest.raises(OutputError, match="holds no comparison"):
         compare(recipe, methods=["fedit"], seeds=[3], out=tmp_path / "empty", resume=True)
+
+
+def test_clients_that_cannot_be_dealt_are_refused_before_anything_is_trained(
+    small: Small, tmp_path: Path
+) -> None:
+    recipe, out = small(federation__rounds=1), tmp_path / "c"
+    asked = {"methods": ["fedit", "ffa"], "seeds": [3, 4], "grid": {"federation.clients": [2, 5000, 6000]}}
+    with pytest.raises(ConfigError) as refusal:
+        compare(recipe, **asked, out=out)
+    said = str(refusal.value)
+    assert said.startswith("fedit at clients = 5000, seed 3: ")
+    assert "(3 more of the partitions compared cannot be dealt)" in said, "the methods share partitions"
+    assert not out.exists()
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(ConfigError, match="clients = 5000"):
+        print_budget(plan(recipe, asked)[0], out, resume=False, jobs=1, console=quiet, errors=quiet)
 
 
 def test_a_failing_cell_is_recorded_marked_and_tried_again(small: Small, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedrot.comparison.cells import expected_cells
 from fedrot.comparison.design import Design, candidates, thin_out
 from fedrot.comparison.options import parse_assignments, parse_variant
 from fedrot.comparison.reading import as_table, make_design, split_recipe
-from fedrot.comparison.run import expected_cells, plan
+from fedrot.comparison.run import plan
 from fedrot.config import load_config
 from fedrot.errors import ConfigError
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fedrot.client import Plan, Trained, plan_group, train_group
+from fedrot.comparison.cells import expected_cells, remaining_cells
 from fedrot.comparison.design import Design
-from fedrot.comparison.run import expected_cells, remaining_cells
 from fedrot.comparison.store import Store
 from fedrot.config import RunConfig, TrainConfig
 from fedrot.crew import Halted

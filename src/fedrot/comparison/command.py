@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedrot.comparison.budget import estimate_budget
+from fedrot.comparison.cells import remaining_cells
+from fedrot.comparison.dealing import check_dealing
 from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.display import Display, duration
 from fedrot.comparison.options import parse_assignments, parse_list, parse_variant, shown
@@ -21,12 +23,12 @@ from fedrot.comparison.published import (
     published_rows,
     read_published,
 )
-from fedrot.comparison.run import Comparison, plan, remaining_cells, run_design
-from fedrot.comparison.store import Store, plan_differences
+from fedrot.comparison.run import Comparison, plan, run_design
+from fedrot.comparison.store import Store
 from fedrot.comparison.table import explanation, headers, rows, verdict
 from fedrot.config import RunConfig
 from fedrot.engines.compat import precision
-from fedrot.errors import ConfigError, OutputError, TrainingError
+from fedrot.errors import ConfigError, TrainingError
 from fedrot.estimate import DEVICES, forecast, this_cpu
 from fedrot.estimate.words import Arms, print_comparison
 from fedrot.rundir import write_whole
@@ -119,11 +121,9 @@ def print_budget(
 ) -> None:
     """Say how many runs there are and how long they will take; train nothing but the probe."""
     store = Store(path)
-    if resume and (changed := plan_differences(store.stored_plan(), design)):
-        listing = "\n  ".join(changed)
-        raise OutputError(
-            f"--resume: '{path}' holds another comparison:\n  {listing}\nundo the changes, or use another --out"
-        )
+    if resume:
+        store.check(design, resume=True)
+    check_dealing(design, store)
     found = estimate_budget(
         design,
         store if resume else None,

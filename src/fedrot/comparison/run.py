@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,14 @@ from typing import Any
 import torch
 
 from fedrot.comparison.cell import CellWorker, end_of_worker
-from fedrot.comparison.design import Arm, Design
-from fedrot.comparison.options import Setting, shown
+from fedrot.comparison.cells import Cells, distinct, failures, final_cells, tuning_cells
+from fedrot.comparison.dealing import check_dealing
+from fedrot.comparison.design import Design
 from fedrot.comparison.pool import Pool, Task, Watch, work_here
 from fedrot.comparison.reading import make_design, split_recipe
 from fedrot.comparison.results import Fairness, collect
-from fedrot.comparison.store import Json, Store, cell_key
-from fedrot.comparison.tuning import choose, trials
+from fedrot.comparison.store import Json, Store
 from fedrot.config import RunConfig, parse_config
-from fedrot.engines.shared import frozen_key
 from fedrot.errors import ConfigError
 from fedrot.rundir import free_directory
 
@@ -145,11 +143,17 @@ def run_design(
     keep_adapters: bool = False,
     watcher: Watcher | None = None,
 ) -> Comparison:
-    """Run what is not there yet of a checked design, and write its results."""
+    """Run what is not there yet of a checked design, and write its results.
+
+    Raises:
+        FedrotError: an occupied directory, or data that some run's clients could not be dealt.
+    """
     from fedrot.comparison.page import write_results
 
     store, watcher = Store(path), watcher or Watcher()
-    store.open(design, resume=resume)
+    store.check(design, resume=resume)
+    check_dealing(design, store)
+    store.open(design)
     watcher.opened(design, path)
     threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
     arguments = (str(path), keep_adapters, threads)
@@ -160,7 +164,7 @@ def run_design(
             wanted = tuning_cells(design, arms) if name == "tuning" else final_cells(design, arms, store)
             tasks = [cell.task(key) for key, cell in wanted.items() if not store.done(key)]
             each = len(design.seeds) - len(design.choosing)  # the runs that chose are not run again
-            later = each * len(_distinct(design, arms)) if name == "tuning" and wanted else 0
+            later = each * len(distinct(design, arms)) if name == "tuning" and wanted else 0
             watcher.phase(name, len(tasks), len(wanted) - len(tasks), later)
             watch = _Checked(store, watcher, wanted, fairness)
             if pool is None:
@@ -169,7 +173,7 @@ def run_design(
                 pool.run(tasks, watch)
     results = collect(design, store)
     write_results(store, results)
-    return Comparison(results, _failures(design, store), path)
+    return Comparison(results, failures(design, store), path)
 
 
 class _Checked(Watch):
@@ -195,122 +199,6 @@ class _Checked(Watch):
             config = parse_config(task.payload["config"])
             self.store.write_cell(task.key, end_of_worker(task.key, config, reason))
         self.watcher.died(task, reason, again=again)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the comparison: the first arm that asks for it, its setting and its recipe."""
-
-    arm: Arm
-    setting: Setting
-    config: RunConfig
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        setting = f", {shown(self.setting)}" if self.setting else ""
-        return f"{self.arm.name}{setting}, seed {self.config.seed}"
-
-    def task(self, key: str) -> Task:
-        """The cell as work for a pool."""
-        return Task(key, frozen_key(self.config), {"config": self.config.model_dump(), "name": self.name})
-
-
-Cells = dict[str, Cell]
-
-
-def tuning_cells(design: Design, arms: Sequence[Arm]) -> Cells:
-    """The runs that choose settings: every candidate of every arm on the tuning seeds; equal ones once."""
-    if not design.tuned:
-        return {}
-    return _keyed(
-        (arm, setting, design.config(arm.variant, arm.point, setting, seed))
-        for seed in design.choosing
-        for arm in arms
-        for setting in arm.candidates
-    )
-
-
-def final_cells(design: Design, arms: Sequence[Arm], store: Store) -> Cells:
-    """The runs that are reported: every arm with its chosen setting on all seeds; equal ones once."""
-    settings = [(arm, _setting(design, arm, store)) for arm in arms]
-    return _keyed(
-        (arm, setting, design.config(arm.variant, arm.point, setting, seed))
-        for seed in design.seeds
-        for arm, setting in settings
-        if setting is not None
-    )
-
-
-def _setting(design: Design, arm: Arm, store: Store) -> Setting | None:
-    """What an arm runs with: nothing of its own without tuning, None where no setting could be chosen."""
-    if not design.tuned:
-        return {}
-    best = choose(trials(design, arm, store))
-    return None if best is None else best.setting
-
-
-def _keyed(cells: Iterable[tuple[Arm, Setting, RunConfig]]) -> Cells:
-    found: Cells = {}
-    for arm, setting, config in cells:
-        found.setdefault(cell_key(config), Cell(arm, setting, config))
-    return found
-
-
-def _distinct(design: Design, arms: Sequence[Arm]) -> list[Arm]:
-    """Arms without those that are the same runs, as a method at two values of an option it does not have."""
-    found: dict[str, Arm] = {}
-    for arm in arms:
-        keys = [
-            cell_key(design.config(arm.variant, arm.point, setting, design.seeds[0]))
-            for setting in arm.candidates
-        ]
-        found.setdefault(json.dumps(keys), arm)
-    return list(found.values())
-
-
-def expected_cells(design: Design, store: Store | None = None) -> tuple[int, int]:
-    """How many cells the comparison has, and how many of them are done in `store`."""
-    arms = list(design.arms())
-    tuning = tuning_cells(design, arms)
-    distinct = _distinct(design, arms)
-    total = len(tuning) + len(distinct) * (len(design.seeds) - (len(design.choosing) if design.tuned else 0))
-    if store is None or not store.cells.is_dir():
-        return total, 0
-    known = set(tuning) | set(final_cells(design, arms, store))
-    return total, sum(store.done(key) for key in known)
-
-
-def remaining_cells(design: Design, store: Store | None = None) -> list[tuple[Arm, int]]:
-    """How many runs each arm still needs; those that several arms share are counted with the first."""
-    arms = list(design.arms())
-    tuning = tuning_cells(design, arms)
-    counts: list[tuple[Arm, int]] = []
-    final = final_cells(design, arms, store) if store is not None else {}
-    for arm in _distinct(design, arms):
-        own = [key for key, cell in tuning.items() if cell.arm is arm]
-        left = sum(store is None or not store.done(key) for key in own)
-        runs = [key for key, cell in final.items() if cell.arm is arm and key not in tuning]
-        later = len(design.seeds) - (len(design.choosing) if design.tuned else 0)
-        left += later - sum(store is not None and store.done(key) for key in runs)
-        counts.append((arm, left))
-    return counts
-
-
-def _failures(design: Design, store: Store) -> list[str]:
-    """Cells with an error, but for settings that training with them ruled out."""
-    arms, found = list(design.arms()), []
-    cells = {"tuning": tuning_cells(design, arms), "runs": final_cells(design, arms, store)}
-    for name in cells:
-        for key, cell in cells[name].items():
-            error = (store.cell(key) or {}).get("failure")
-            if error is not None and not (name == "tuning" and error["kind"] == "TrainingError"):
-                found.append(f"{cell.name}: {error['message']}")
-    if design.tuned:
-        found += [
-            f"{arm.name}: no setting finished" for arm in arms if choose(trials(design, arm, store)) is None
-        ]
-    return list(dict.fromkeys(found))
 
 
 def _lists(table: Mapping[str, Sequence[Any]] | None) -> dict[str, list[Any]] | None:

@@ -103,8 +103,8 @@ class Store:
                 f"'{self.plan}': not JSON ({error}); restore it, or choose another --out"
             ) from error
 
-    def open(self, design: Design, *, resume: bool) -> None:
-        """Start a comparison here, or go on with one that `design` agrees with or adds to.
+    def check(self, design: Design, *, resume: bool) -> None:
+        """Whether a comparison may start here, or go on because `design` agrees with it or adds to it.
 
         Raises:
             OutputError: the directory is taken, holds nothing to resume, or holds another comparison; each
@@ -124,6 +124,9 @@ class Store:
                 else "exists and is not an empty folder;"
             )
             raise OutputError(f"output directory '{self.path}' {what} choose another --out")
+
+    def open(self, design: Design) -> None:
+        """Write down what is compared, once `check` allows it."""
         plan = {"recipe": design.recipe, "compare": as_table(design)}
         self.write(self.plan, json.dumps(plan, indent=1) + "\n")
 
