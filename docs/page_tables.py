@@ -113,10 +113,11 @@ def recipe() -> str:
 
 def attribute_docstrings() -> dict[str, str]:
     """`section.key` to the string below the key's definition."""
-    source = "\n".join(inspect.getsource(module).replace(FUTURE, "") for module in (config.sections, config.compat))
-    classes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
     fields = config.RunConfig.model_fields
     owners = {"RunConfig": ""} | {f.annotation.__name__: f"{n}." for n, f in fields.items() if f.annotation}
+    sections = (config.sections, config.task, config.private, config.compat)
+    source = "\n".join(inspect.getsource(module).replace(FUTURE, "") for module in sections)
+    classes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
     found = {}
     for owner, prefix in owners.items():
         for node, after in (

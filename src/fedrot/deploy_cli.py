@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fedrot.errors import ConfigError
+from fedrot.terminal import err, out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,8 +20,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Run a recipe across machines: certificates, server, nodes, runs. Needs the extra `flower`.",
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 ServerFolder = Annotated[
     Path, typer.Argument(metavar="DIR", help="The server's folder, or the one around it.")

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+from fedrot.terminal import err, out
 
 EXAMPLES = """[bold]Examples[/bold]
 

@@ -8,16 +8,16 @@ named method or partitioner; those are checked against it when it is built (`fed
 from fedrot.config.compat import CompatConfig
 from fedrot.config.load import differences, load_as, load_config, parse_as, parse_config, read_recipe
 from fedrot.config.overrides import apply_override, apply_overrides
+from fedrot.config.private import PrivacyConfig
 from fedrot.config.sections import (
     FederationConfig,
     LoraSettings,
     ModelConfig,
     PartitionConfig,
-    PrivacyConfig,
     RunConfig,
-    TaskConfig,
     TrainConfig,
 )
+from fedrot.config.task import TaskConfig
 
 __all__ = [
     "CompatConfig",

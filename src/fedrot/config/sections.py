@@ -1,4 +1,4 @@
-"""What a recipe may hold: every section, its keys, their types, bounds and defaults."""
+"""What a recipe may hold: its sections, their keys, types, bounds and defaults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from fedrot.config.compat import CompatConfig
+from fedrot.config.private import PrivacyConfig
 from fedrot.config.section import OpenSection, Section
+from fedrot.config.task import TaskConfig
 
 
 class ModelConfig(Section):
@@ -73,71 +75,6 @@ class LoraSettings(Section):
     def scale(self) -> float:
         """`alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
-
-
-class TaskConfig(Section):
-    """What is learned, from which data."""
-
-    name: Literal["classify", "generate", "image"] = "classify"
-    """`classify`: a class for every text. `generate`: answers to prompts. `image`: a class for every image."""
-    data: str
-    """Of `classify`: `tweets`, `bbc`, `newsgroups`, `newsgroup-pairs`, `reuters-r8`, `reuters-r52`, `glue:TASK`. Of
-    `generate`: `bbc-headlines`, `python-functions`. Of `image`: `digits`, or a folder with one folder for each class.
-    Of all: `hub:ID`, a file (CSV, JSONL, parquet), or `nodes`: every node of a deployed federation has training data of
-    its own, and the server evaluates on `test_data`."""
-    test_data: str | None = None
-    labels: list[str] | None = None
-    """Names of the classes, where `data = "nodes"`: their order is that of the class numbers. Unset, the labels that
-    `test_data` has."""
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
-    prompt: str | None = None
-    """Of `generate`: the column with the prompt. Unset, `messages`, or `instruction` (with `input`) and `output`,
-    `prompt` and `completion` or `response`, `question` and `answer`, whichever the data has."""
-    response: str | None = None
-    """Of `generate`: the column with the answer."""
-    system: str | None = None
-    """Of `generate`: a system message for conversations that have none."""
-    template: str = "auto"
-    """Of `generate`: `chat` (the tokenizer's chat template), `plain` (prompt, answer, end token), `alpaca`, or a text
-    with `{prompt}` in it. `auto` is `chat` where the tokenizer has one, else `plain`."""
-    answers: Literal["all", "last"] = "all"
-    """Of `generate`: learn every answer of a conversation, or the last one only."""
-    overlong: Literal["cut-end", "cut-start", "cut-answer", "drop", "error"] = "cut-end"
-    """Of `generate`: what a conversation of more than `max_length` tokens loses: the end or the start of its longest
-    user message, or the end of its answer; or nothing, and it is left out and counted, or an error."""
-    packing: bool = False
-    """Of `generate`: lay several short examples of a client's batch in one row of up to `max_length` tokens. Attention
-    stays within each, so that the numbers are the same and only padding is saved."""
-    image: str = "image"
-    """Of `image`: the column with the image: its bytes, or a path that starts in the table's folder."""
-    image_limit_mb: int = Field(default=4096, gt=0)
-    """Of `image`: refuse a split whose images would take more than so many MiB, one byte for each of their numbers."""
-    max_length: int = Field(default=128, gt=0)
-    test_fraction: float = Field(default=0.1, gt=0, lt=1)
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    max_train: int | None = Field(default=None, gt=0)
-    max_test: int | None = Field(default=None, gt=0)
-    max_validation: int | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _keys_of_the_task(self) -> TaskConfig:
-        """Refuse a key that the task does not read; its default may stand there, as in a resolved recipe."""
-        own = {
-            ("classify",): ("text", "text_pair"),
-            ("classify", "image"): ("label", "labels"),
-            ("generate",): ("prompt", "response", "system", "template", "answers", "overlong", "packing"),
-            ("classify", "generate"): ("max_length",),
-            ("image",): ("image", "image_limit_mb"),
-        }
-        for tasks, keys in own.items():
-            for key in keys:
-                if self.name not in tasks and getattr(self, key) != type(self).model_fields[key].default:
-                    who = " and ".join(map(repr, tasks))
-                    only = f"the task {who} reads" if len(tasks) == 1 else f"the tasks {who} read"
-                    raise ValueError(f"{key}: only {only} it, and task.name = {self.name!r}")
-        return self
 
 
 class PartitionConfig(OpenSection):
@@ -252,36 +189,6 @@ class ServerConfig(Section):
     def rate(self) -> float:
         """`lr`, or its default for the optimiser."""
         return self.lr if self.lr is not None else (1.0 if self.optimizer == "avgm" else 0.01)
-
-
-class PrivacyConfig(Section):
-    """What is hidden of single clients: by noise, see [Privacy](privacy.md), and from the server, by masks."""
-
-    mechanism: Literal["none", "central", "local"] = "none"
-    """`central`: clients clip, the server adds noise to their sum, and is trusted. `local`: every client adds noise to
-    its own message, and nobody else is trusted."""
-    clip: float = Field(default=1.0, gt=0)
-    """Largest L2 norm of a client's update: all it uploads minus what it received, over all sites and the head."""
-    noise: float = Field(default=1.0, ge=0)
-    """Standard deviation of the noise in every number, over `clip`. With 0 updates are clipped and nothing is promised.
-    """
-    delta: float = Field(default=1e-5, gt=0, lt=1)
-    """The probability with which the promise may fail; well below 1 / clients."""
-    adjacency: Literal["replace-one", "zero-out"] = "replace-one"
-    """What is hidden of one client: which of any two data sets it has, or (a weaker promise, with half the sensitivity)
-    whether its updates are its own or zero."""
-    noise_source: Literal["system", "seed"] = "system"
-    """Where noise comes from: the operating system's secure source, or the recipe's seed, which makes a simulation
-    repeatable and protects from nobody who knows the seed."""
-    secure_aggregation: bool = False
-    """The server learns the weighted mean of the clients' uploads and not the uploads, see
-    [Secure aggregation](secure-aggregation.md). For a server that is honest but curious."""
-    secure_threshold: float = Field(default=0.67, gt=0, le=1)
-    """Share of a round's clients that must stay to its end, else the round is given up; never less than half."""
-    secure_range: float = Field(default=8.0, ge=2.0**-20, le=2.0**20)
-    """Largest size of a number in an upload; a client with a larger one leaves the round."""
-    secure_bits: Literal[32, 64] = 32
-    """Of each number that is sent under a mask; 64 is finer than float32 and doubles uploads."""
 
 
 class EngineConfig(Section):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Override the hooks of interest; see `fedrot.cli` for the progress display."""
+    """Override the hooks of interest; see `fedrot.progress` for the display."""
 
     def note(self, text: str) -> None:
         """Something the user should know, that is no error."""
