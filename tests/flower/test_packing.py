@@ -1,13 +1,14 @@
-"""Messages that travel as one array."""
+"""Messages that travel as one value."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedrot.engines.flower import packing
-from fedrot.engines.flower.packing import PackedGrid, from_bytes, pack, packed, to_bytes, unpack
+from fedrot.engines.flower.packing import SHORT, PackedGrid, from_bytes, pack, packed, to_bytes, unpack
 from fedrot.errors import AdapterError
 
 
@@ -17,6 +18,15 @@ def content() -> RecordDict:
     return RecordDict({"arrays": ArrayRecord(arrays), "told": told, "loss": MetricRecord({"loss": 0.5})})
 
 
+@pytest.fixture(params=["short", "long"])
+def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether messages of this test count as short."""
+    if request.param == "long":
+        monkeypatch.setattr(packing, "SHORT", 0)
+    return request.param
+
+
+@pytest.mark.usefixtures("length")
 def test_what_is_packed_comes_out_as_it_went_in():
     sent, got = content(), unpack(pack(to_bytes(content())), "a node")
     assert list(got) == list(sent)
@@ -27,9 +37,18 @@ def test_what_is_packed_comes_out_as_it_went_in():
     assert all((before[key].numpy() == after[key].numpy()).all() for key in before)
 
 
-def test_a_packed_message_is_one_array_however_many_there_were():
-    record = pack(to_bytes(content())).array_records
-    assert [len(arrays) for arrays in record.values()] == [1]
+def test_a_message_is_a_few_objects_however_many_arrays_there_were(length: str):
+    message = Message(pack(to_bytes(content())), 7, "train")
+    assert len(get_all_nested_objects(message)) == {"short": 3, "long": 5}[length]
+
+
+def test_a_short_message_is_in_one_piece_and_a_long_one_in_several():
+    def largest(size: int) -> int:
+        objects = get_all_nested_objects(pack(bytes(size))).values()
+        return max(len(found.deflate()) for found in objects)
+
+    assert largest(SHORT) > SHORT
+    assert largest(3 * SHORT) < 2 * SHORT
 
 
 def test_records_that_are_not_packed_are_left_alone():
@@ -84,4 +103,4 @@ def test_a_reply_that_cannot_be_unpacked_reaches_its_reader_without_what_was_ask
     echo = Echo()
     echo.sent = [Message(pack(b"nonsense"), 7, "train")]
     [came] = PackedGrid(echo).pull_messages(["a"])  # pyright: ignore[reportArgumentType]
-    assert not came.content.config_records
+    assert set(came.content) == {"packed"}

@@ -1,8 +1,8 @@
-"""A whole `RecordDict` as one array, for the way between machines.
+"""A whole `RecordDict` as one value, for the way between machines.
 
 Flower moves every array of a message as two objects of their own, and every object as a request through the SuperLink's
-database: several hundred requests for an adapter of 40 sites. Packed, a message is about five, and one for each further
-5 MB. The bytes are Flower's own protobuf of the records.
+database: several hundred requests for an adapter of 40 sites. Packed, a message is three; a long one is five, and one
+more for each further 5 MB. The bytes are Flower's own protobuf of the records.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import final
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo  # pyright: ignore[reportAttributeAccessIssue]
 from flwr.proto.recorddict_pb2 import RecordDict as Wire  # pyright: ignore[reportAttributeAccessIssue]
@@ -23,6 +23,8 @@ from fedrot.errors import AdapterError
 _RECORD, _KIND = "packed", "flwr.recorddict"
 LIMIT = 2**31 - 1
 """Bytes that one protobuf message may have."""
+SHORT = 4 * 2**20
+"""Bytes up to which a message needs no pieces, which arrays alone come in; below the size of Flower's pieces."""
 
 
 def to_bytes(content: RecordDict) -> bytes:
@@ -60,13 +62,18 @@ def from_bytes(data: bytes, where: str) -> RecordDict:
 
 
 def pack(data: bytes) -> RecordDict:
-    """Bytes of records as the one array of a message."""
+    """Bytes of records as the one value of a message: of a short one in a record of settings, else as an array."""
+    if len(data) <= SHORT:
+        return RecordDict({_RECORD: ConfigRecord({_RECORD: data})})
     array = Array(dtype="uint8", shape=(len(data),), stype=_KIND, data=data)
     return RecordDict({_RECORD: ArrayRecord({_RECORD: array})})
 
 
 def packed(content: RecordDict) -> bytes | None:
     """The bytes that `pack` was given; None if this is something else."""
+    short = content.config_records.get(_RECORD)
+    if short is not None and list(short) == [_RECORD] and isinstance(data := short[_RECORD], bytes):
+        return data
     record = content.array_records.get(_RECORD)
     if record is None or list(record) != [_RECORD] or record[_RECORD].stype != _KIND:
         return None

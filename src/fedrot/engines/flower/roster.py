@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
@@ -130,7 +130,9 @@ class Roster:
         while not enough():
             now = time.monotonic()
             missing = [client for client in wanted if self.host(client) is None]
-            if now >= until or (not self._patient and not self._asked and not self._new()):
+            if now >= until or (
+                not self._patient and not self._asked and not self._new(self._grid.get_node_ids())
+            ):
                 raise TrainingError(self._shortage(needed, missing, limit))
             if now >= told and self._patient:
                 shown = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
@@ -152,13 +154,13 @@ class Roster:
             f"engine.start_clients; finished rounds are kept{refused}"
         )
 
-    def _new(self) -> list[int]:
+    def _new(self, here: Iterable[int]) -> list[int]:
         known = {*self._peers, *self._asked.values(), *self._refused}
-        return [node for node in self._grid.get_node_ids() if node not in known]
+        return [node for node in here if node not in known]
 
     def _look(self) -> None:
         """Note who has left, ask who is new, and take in answers."""
-        here = set(self._grid.get_node_ids())
+        here = dict.fromkeys(self._grid.get_node_ids())
         for node in [node for node in self._peers if node not in here]:
             gone = self._peers.pop(node)
             for client in gone.clients:
@@ -166,7 +168,7 @@ class Roster:
             self._observer.note(f"node {gone.name!r} has left (clients {_listed(gone.clients)})")
             self._refused.clear()  # whose clients it held may be asked again
         self._asked = {name: node for name, node in self._asked.items() if node in here}
-        if new := self._new():
+        if new := self._new(here):
             recipe = self._federation.config.to_toml()
             hello = Hello(version(), recipe, list(self._federation.task.labels))
             ttl = self._federation.config.engine.wait + 60

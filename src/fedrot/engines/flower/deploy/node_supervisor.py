@@ -17,7 +17,7 @@ from fedrot.engines.flower.deploy.connect import check_server
 from fedrot.engines.flower.deploy.executor import Executor, GaveUp, TaskLost
 from fedrot.engines.flower.deploy.layout import private_folder
 from fedrot.engines.flower.deploy.online import Online
-from fedrot.engines.flower.deploy.patience import ALERT, NEAR
+from fedrot.engines.flower.deploy.patience import ALERT, NEAR, hurry_input
 from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, readable
 from fedrot.engines.flower.deploy.runtime import Runtime
 from fedrot.engines.flower.deploy.warm import WORKER, WarmWorker
@@ -53,6 +53,7 @@ class NodeSupervisor:
         """
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._end)
+        hurry_input()
         wait = 1.0
         try:
             self._worker.start()

@@ -44,6 +44,18 @@ def hurry_objects() -> None:
     defaults["initial_backoff"] = FIRST_WAIT
 
 
+def hurry_input() -> None:
+    """Have an executor ask often for objects of its message that the SuperNode beside it is still fetching.
+
+    A task is there before its message is, so this happens in nearly every round. Flower waits a second, then two, and
+    gives up after 500 times; here its limit of two hours alone holds.
+    """
+    import flwr.supercore.inflatable.inflatable_utils as utils
+
+    defaults: Any = utils.pull_and_inflate_object_from_tree.__kwdefaults__
+    defaults |= {"initial_backoff": NEAR, "backoff_cap": NEAR, "max_tries_per_object": None}
+
+
 def hurry_messages(longest: float) -> None:
     """Ask for messages at least every so many seconds while there are some."""
 
