@@ -220,6 +220,32 @@ def stop(
             raise ConfigError(f"run {number} is not running; see `fedrot deploy status {directory}`")
 
 
+@app.command()
+def kept(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The node's folder.")],
+    delete: Annotated[
+        list[str] | None,
+        typer.Option("--delete", metavar="RUN", help="Delete what was kept of this run; repeatable."),
+    ] = None,
+) -> None:
+    """List what a node's clients kept of earlier runs (methods such as fedsa), and delete what is not needed."""
+    _need_flower()
+    from fedrot.engines.flower.deploy.kept_runs import delete_runs, kept_runs
+    from fedrot.engines.flower.node import load_node
+
+    folder = load_node(directory).state / "kept"
+    delete_runs(folder, delete or ())
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", min_width=32, no_wrap=True)  # to be copied whole
+    for title in ("clients", "last round", "written", "MB", "own adapters"):
+        table.add_column(title)
+    for run in kept_runs(folder):
+        clients, written = ", ".join(map(str, run.clients)), run.written.strftime("%Y-%m-%d %H:%M")
+        adapters = "yes" if run.adapters else "no"
+        table.add_row(run.name, clients, str(run.round), written, f"{run.size / 1e6:.1f}", adapters)
+    out.print(table if table.row_count else "nothing is kept")
+
+
 def _need_flower() -> None:
     import importlib.util
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from fedrot.cli import app
+from fedrot.engines.flower.deploy.init import init
+from fedrot.engines.flower.deploy.kept_runs import delete_runs, kept_runs
 from fedrot.engines.flower.kept import Kept
-from fedrot.errors import AdapterError
+from fedrot.errors import AdapterError, ConfigError
 
 STAYS = {"sites/q/b": torch.zeros(4, 2), "head/score": torch.zeros(3)}
 
@@ -74,3 +79,41 @@ def test_parts_of_another_rank_or_torn_ones_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(AdapterError, match="cannot be read"):
         kept.load("run", 0, 1, STAYS)
+
+
+def test_an_owner_sees_what_is_kept_of_which_run_and_deletes_one_of_them(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    assert kept_runs(folder) == []
+    here = Kept(str(folder), "node 'north'")
+    for run, client, rounds in (("early", 1, 1), ("late", 0, 2), ("late", 3, 3)):
+        for round in range(rounds):
+            here.save(run, client, round, round + 1, parts(float(round)))
+    for age, name in enumerate(("late", "early")):
+        for part in here.folder(name, 1).parent.rglob("*.safetensors"):  # pyright: ignore[reportOptionalMemberAccess]
+            os.utime(part, (1e9 - age, 1e9 - age))
+    own = here.folder("late", 3)
+    assert own is not None
+    (own / "adapter").mkdir()
+    early, late = kept_runs(folder)
+    assert (early.clients, early.round, early.adapters) == ((1,), 1, False)
+    assert (late.clients, late.round, late.adapters) == ((0, 3), 3, True)
+    assert late.size > early.size > 0
+    for wrong in ("../kept", "late", ""):
+        with pytest.raises(ConfigError, match="nothing is kept of such a run"):
+            delete_runs(folder, [early.name, wrong])
+    delete_runs(folder, [late.name])
+    assert kept_runs(folder) == [early]
+    assert set(here.load("early", 1, 1, STAYS)) == set(STAYS)
+    with pytest.raises(AdapterError, match="is not here"):
+        here.load("late", 3, 3, STAYS)
+
+
+def test_the_command_lists_what_is_kept_and_deletes_it_by_its_whole_name(tmp_path: Path) -> None:
+    (node,) = init(tmp_path / "fed", 1)
+    folder = node / "state" / "kept"
+    Kept(str(folder), "node 'north'").save("run", 0, 0, 1, parts(1.0))
+    (name,) = (path.name for path in folder.iterdir())
+    command = ["deploy", "kept", str(node)]
+    assert name in CliRunner().invoke(app, command).stdout
+    assert CliRunner().invoke(app, [*command, "--delete", name]).stdout == "nothing is kept\n"
+    assert not list(folder.iterdir())
