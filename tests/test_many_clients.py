@@ -15,6 +15,7 @@ from fedrot.engines.run import run
 from fedrot.engines.shares import partition_facts
 from fedrot.participation import Participation
 from fedrot.report import write_report
+from fedrot.report.page import CHARTS
 from tests.run_directory import make_run
 
 Make = Callable[..., RunConfig]
@@ -36,7 +37,9 @@ def test_of_many_clients_evenly_spread_ones_are_written_down(monkeypatch: pytest
     }
 
 
-def test_the_report_says_how_many_clients_it_draws(tmp_path: Path) -> None:
+def test_the_report_says_how_many_clients_it_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedrot.report.page.CHARTS", {"label_skew": CHARTS["label_skew"]})
+
     def edit(_: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         summary["clients"] = 100_000
         summary["partition"] |= {"listed": [i * 10_000 for i in range(10)], "smallest": 1, "largest": 7}

@@ -21,6 +21,7 @@ from fedrot.engines.observer import Observer
 from fedrot.engines.run import run
 from fedrot.engines.setup import prepare
 from fedrot.errors import TrainingError
+from fedrot.report.page import CHARTS
 from fedrot.rundir import RunDirectory
 from tests.flower.federation import Heard, disturbed_run, round_of
 
@@ -72,6 +73,7 @@ def test_the_report_names_why_a_client_was_lost_and_draws_no_line_that_was_not_m
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exhaust(monkeypatch)
+    monkeypatch.setattr("fedrot.report.page.CHARTS", {"aggregation_error": CHARTS["aggregation_error"]})
     config = small(output__report=True, federation__rounds=3)
     result = run(config, out=tmp_path / "run")
     assert result.records[0]["aggregation_error_relative_unaligned"] > 0, "round 1 is not rotated"
@@ -382,8 +384,8 @@ def test_every_kind_of_participation_gives_the_numbers_of_the_local_engine(
         if ("train__local_epochs" in options)
         else options
     )
-    local = run(recipe(federation__rounds=4, federation__group_size=1, **build), out=tmp_path / "local")
-    flower = run(small(federation__rounds=4, federation__group_size=1, **build), out=tmp_path / "flower")
+    local = run(recipe(federation__rounds=3, federation__group_size=1, **build), out=tmp_path / "local")
+    flower = run(small(federation__rounds=3, federation__group_size=1, **build), out=tmp_path / "flower")
     for key, tensor in local.adapter.tensors().items():
         assert float((tensor - flower.adapter.tensors()[key]).abs().max()) <= 1e-6
 
