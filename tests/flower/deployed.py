@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -71,6 +72,18 @@ def children(pid: int) -> dict[str, int]:
         if b"-m" in words:
             found[words[words.index(b"-m") + 1].decode().rpartition(".")[2]] = int(number)
     return found
+
+
+SECRET_FILES = {"control.json", "server.key", "node.key"}
+
+
+def secrets_out_of_place(federation: Federation) -> list[Path]:
+    """Files beside those of `SECRET_FILES` that hold the control token or a line of a private key."""
+    secrets = [json.loads(federation.server.control.read_text())["token"].encode()]
+    for path in federation.root.rglob("*.key"):
+        secrets += [line for line in path.read_bytes().split(b"\n")[1:-2] if line]
+    files = [path for path in federation.root.rglob("*") if path.is_file() and path.name not in SECRET_FILES]
+    return [path for path in files if any(secret in path.read_bytes() for secret in secrets)]
 
 
 class Federation:

@@ -1,4 +1,4 @@
-"""A node one of whose clients sends what it should not. Run as `python -m tests.flower.misbehaving FOLDER`."""
+"""A node that sends what it should not, and fails. Run as `python -m tests.flower.misbehaving FOLDER`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from fedrot.engines.flower.worker import Worker
 
 
 class Misbehaving:
-    """Works as it should, but for its last client: NaN in odd rounds, another shape in even ones."""
+    """Its last client sends NaN in the first round and another shape in the second; the third raises."""
 
     def __init__(self, settings: NodeSettings) -> None:
         self.worker, self.name = Worker(settings), upload_name(settings.clients[-1])
 
     def handle(self, message_type: str, content: RecordDict) -> RecordDict:
+        round = int(str(content.config_records[FACTS]["round"])) if message_type == TRAIN else 0
+        if round == 3:
+            raise KeyError("the patient's name")
         reply = self.worker.handle(message_type, content)
-        if message_type == TRAIN:
-            odd = int(str(content.config_records[FACTS]["round"])) % 2
-            reply[self.name] = spoiled(reply.array_records[self.name], nan=bool(odd))
+        if round in (1, 2):
+            reply[self.name] = spoiled(reply.array_records[self.name], nan=round == 1)
         return reply
 
 

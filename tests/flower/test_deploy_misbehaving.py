@@ -1,4 +1,4 @@
-"""A node whose client sends NaN or a wrong shape, or which claims the clients of another, over real processes."""
+"""A node that sends NaN or a wrong shape, raises, or claims the clients of another, over real processes."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Pat
         made.federation.stop()
 
 
-def test_its_updates_are_rejected_with_the_reason_and_the_others_go_on(runs: Runs) -> None:
-    process = runs.run("federation.rounds=2", out="run")
+def test_what_it_does_costs_its_clients_the_round_with_the_reason_and_the_others_go_on(runs: Runs) -> None:
+    process = runs.run("federation.rounds=4", out="run")
     assert process.wait() == 0, process.said
-    first, second = runs.records("run")
+    first, second, third, fourth = runs.records("run")
     for record, why in ((first, "non-finite loss or update"), (second, "expected float32")):
         assert record["client_ids"] == [0, 1, 2]
         assert record["rejected_clients"].keys() == {"3"}
         assert why in record["rejected_clients"]["3"]
         assert record["dropped_clients"] == []
+    assert third["client_ids"] == [0, 1]
+    told = "node 'node-1': KeyError in the client; the node's log has the details"
+    assert third["lost_clients"] == {"2": told, "3": told}
+    assert fourth["client_ids"] == [0, 1, 2, 3], "the process stayed, and takes part again"
+    assert "patient" not in process.said
     adapter = load_file(runs.root / "run" / "adapter" / "adapter_model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in adapter.values())
 

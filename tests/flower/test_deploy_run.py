@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from fedrot.cli import app
 from fedrot.config import load_config
 from fedrot.engines.local import run_local
 from fedrot.rundir import RunDirectory
-from tests.flower.deployed import Process, children, eventually
+from tests.flower.deployed import Process, children, eventually, secrets_out_of_place
 from tests.flower.deployed_runs import Runs
 
 pytestmark = pytest.mark.processes
@@ -145,6 +148,25 @@ def test_an_error_of_the_recipe_on_the_server_has_its_own_exit_code_and_words(ru
     process = runs.run("task.data=/nowhere/texts.csv", out="wrong-data")
     assert process.wait() == 3
     assert "error: task.data = '/nowhere/texts.csv': no such file" in process.said
+
+
+def test_status_names_the_nodes_and_how_the_runs_stand(runs: Runs):
+    words = ["deploy", "status", str(runs.federation.server_folder)]
+    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert {node["name"]: node["status"] for node in told["nodes"]} == {
+        "node-0": "online",
+        "node-1": "online",
+    }
+    outcomes = {Path(run["out"]).name: run["outcome"] or run["status"] for run in told["runs"]}
+    assert (outcomes["equal"], outcomes["wrong-data"]) == ("completed", "failed")
+    shown = CliRunner().invoke(app, words).stdout
+    assert "node-0" in shown
+    assert "completed" in shown
+
+
+def test_no_secret_is_in_a_run_directory_or_a_log(runs: Runs):
+    assert runs.records("equal"), "there are run directories to look at"
+    assert not secrets_out_of_place(runs.federation)
 
 
 def test_an_interrupted_run_is_stopped_and_resumes_after_its_last_round(runs: Runs):

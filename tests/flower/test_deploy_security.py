@@ -26,7 +26,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedrot.engines.flower.deploy.init import keygen
 from fedrot.engines.flower.deploy.pki import check_private_key, make_certificates
-from tests.flower.deployed import Federation, children, eventually
+from tests.flower.deployed import SECRET_FILES, Federation, children, eventually, secrets_out_of_place
 
 pytestmark = pytest.mark.processes
 
@@ -240,16 +240,10 @@ def test_a_warm_node_never_runs_code_that_the_server_ships(federation: Federatio
 
 
 def test_secrets_stay_in_files_of_their_owner(federation: Federation):
-    secret = json.loads(federation.server.control.read_text())["token"].encode()
-    keys = [line for path in federation.root.rglob("*.key") for line in path.read_bytes().split(b"\n")[1:-2]]
-    allowed = {"control.json", "server.key", "node.key"}
-    for path in federation.root.rglob("*"):
-        if not path.is_file() or path.name in allowed:
-            continue
-        content = path.read_bytes()
-        assert secret not in content, path
-        assert not any(line in content for line in keys if line), path
-    for path in [path for path in federation.root.rglob("*") if path.is_file() and path.name in allowed]:
+    assert not secrets_out_of_place(federation)
+    owned = [path for path in federation.root.rglob("*") if path.is_file() and path.name in SECRET_FILES]
+    assert {path.name for path in owned} == SECRET_FILES
+    for path in owned:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
     for folder in (federation.server.state, federation.folders[0] / "state"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -12,9 +12,34 @@ import pytest
 import safetensors.torch
 
 from fedrot.config import RunConfig
+from fedrot.engines.flower.ray import actors
 from fedrot.engines.run import run
 
 pytestmark = pytest.mark.processes
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "processors", "expected"),
+    [
+        (None, 0, 8, (4, 2, 0.0)),
+        (None, 2, 8, (2, 4, 1.0)),
+        (3, 2, 8, (3, 2, 2 / 3)),
+        (2, 0, 1, (2, 1, 0.0)),
+    ],
+    ids=["clients are fewer than processors", "one for each GPU", "GPUs are shared", "one processor"],
+)
+def test_there_is_an_actor_for_each_gpu_or_else_for_each_processor(
+    recipe: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: int | None,
+    gpus: int,
+    processors: int,
+    expected: tuple[int, int, float],
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    nodes, share = actors(recipe(engine__nodes=asked, train__device="auto"))
+    assert (nodes, share["num_cpus"], share["num_gpus"]) == expected
 
 
 def test_nodes_in_processes_of_their_own_give_the_adapter_of_the_local_engine(
