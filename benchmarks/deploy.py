@@ -3,7 +3,7 @@
     python benchmarks/deploy.py [--rounds 6] [--only warm,flower,local] [--out FILE]
 
 Everything runs on this machine, over the loopback, with TLS and node keys: one server and two nodes that host one
-client each. The recipe is the demo's with two clients. `warm` are nodes of `fedrot deploy supernode`, `flower` those of
+client each, with half of the cores each. The recipe is the demo's with two clients. `warm` are nodes of `fedrot deploy supernode`, `flower` those of
 `flower-supernode`, which starts a process for every message; `local` is the same recipe in one process, so that the
 difference to it is what distribution costs. The first round is reported apart: it loads what later rounds find loaded.
 Also reported: processor seconds of all processes from start to end, which a busy machine inflates less.
@@ -74,15 +74,17 @@ def seconds(out: Path) -> list[float]:
 
 
 def node_command(part: str, folder: Path, address: str) -> tuple[list[str | Path], dict[str, str] | None]:
+    # Two nodes on one machine share its cores; on threads of all of them each would wait for the other's.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
     if part == "warm":
-        return fedrot("deploy", "supernode", folder), None
+        return fedrot("deploy", "supernode", folder), os.environ | threads
     # Flower's own way: it starts `flwr-clientapp` for every message.
     program = Path(sys.executable).with_name("flower-supernode")
     words: list[str | Path] = [program, "--superlink", address, "--root-certificates", folder / "ca.crt"]
     words += ["--auth-supernode-private-key", folder / "node.key", "--port", str(free_port())]
     words += ["--node-config", f'node="{folder}"']
     env = private(folder / "state" / "flwr")
-    return words, env | {"PATH": f"{program.parent}{os.pathsep}{env['PATH']}"}
+    return words, env | threads | {"PATH": f"{program.parent}{os.pathsep}{env['PATH']}"}
 
 
 def online(folder: Path) -> bool:
@@ -104,7 +106,8 @@ def deployed(part: str, rounds: int, root: Path) -> list[float]:
             until = time.monotonic() + 300
             while not online(server):
                 if time.monotonic() > until:
-                    raise RuntimeError(f"the nodes did not come online; see {root}")
+                    logs = "\n".join((root / f"{node}.log").read_text("utf-8")[-2000:] for node in (0, 1))
+                    raise RuntimeError(f"the nodes did not come online:\n{logs}")
                 time.sleep(0.5)
             command = fedrot(
                 "deploy", "run", RECIPE, "--dir", server, "--out", root / "run", *overrides(rounds)

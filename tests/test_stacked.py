@@ -160,6 +160,21 @@ def test_cached_frozen_blocks_change_nothing(recipe: Make, pooling: str) -> None
     assert bool(cached.train.cache.filled.any())
 
 
+def test_what_a_process_needs_alone_is_computed_without_the_examples_of_others(recipe: Make) -> None:
+    federation = prepare(recipe(lora__layers="last:1", train__cache_frozen=True))
+    cache, own = federation.train.cache, federation.partition.rows[1]
+    assert cache is not None
+    rows = torch.arange(len(federation.train.data))
+    batch = federation.train.data.batch(rows)
+    cache.ensure(rows)
+    together = cache.hidden(batch).clone()
+    cache.compute_apart(own)
+    cache.ensure(own[:1])
+    assert set(cache.filled.nonzero().flatten().tolist()) <= set(own.tolist())
+    cache.ensure(rows)
+    torch.testing.assert_close(cache.hidden(batch), together, rtol=1e-5, atol=1e-5)
+
+
 def test_caching_needs_a_frozen_block(recipe: Make) -> None:
     with pytest.raises(ConfigError, match=r"cache_frozen = true.*lora\.layers"):
         prepare(recipe(train__cache_frozen=True))

@@ -36,12 +36,20 @@ class FrozenCache:
         self.limit_mb = limit_mb
         self.states: Tensor | None = None
         self.filled = torch.zeros(len(data), dtype=torch.bool)
+        self.chunk_of = torch.empty(len(data), dtype=torch.long)
+        self.compute_apart(torch.arange(len(data)))
+
+    def compute_apart(self, rows: Tensor) -> None:
+        """Never compute these examples with others, for a process that needs no others; forgets what is there."""
+        own = torch.zeros(len(self.data), dtype=torch.bool)
+        own[rows] = True
+        order = self.data.lengths.argsort(stable=True)
         # Fixed chunks of examples of like length: what is computed together never depends on what came before, so a
         # resumed run has the same states to the bit.
-        self.chunks = data.lengths.argsort(stable=True).split(64)
-        self.chunk_of = torch.empty(len(data), dtype=torch.long)
+        self.chunks = [chunk for part in (order[own[order]], order[~own[order]]) for chunk in part.split(64)]
         for index, chunk in enumerate(self.chunks):
             self.chunk_of[chunk] = index
+        self.filled.zero_()
 
     @torch.no_grad()
     def ensure(self, rows: Tensor) -> None:

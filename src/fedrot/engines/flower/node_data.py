@@ -88,6 +88,8 @@ def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, .
         )
     local = Local.of(federation)
     hosted = {client: local.clients.rows[client] for client in settings.clients}
+    if local.clients.train.cache is not None:
+        local.clients.train.cache.compute_apart(torch.cat(list(hosted.values())))
     return replace(local, clients=replace(local.clients, rows=hosted))
 
 
