@@ -3,10 +3,11 @@
     python benchmarks/deploy.py [--rounds 6] [--only warm,flower,local] [--out FILE]
 
 Everything runs on this machine, over the loopback, with TLS and node keys: one server and two nodes that host one
-client each, with half of the cores each. The recipe is the demo's with two clients. `warm` are nodes of `fedrot deploy supernode`, `flower` those of
-`flower-supernode`, which starts a process for every message; `local` is the same recipe in one process, so that the
-difference to it is what distribution costs. The first round is reported apart: it loads what later rounds find loaded.
-Also reported: processor seconds of all processes from start to end, which a busy machine inflates less.
+client each, with half of the cores each. The recipe is the demo's with two clients. `warm` are nodes of `fedrot deploy
+supernode`, `flower` those of `flower-supernode`, which starts a process for every message; `local` is the same recipe
+in one process, so that the difference to it is what distribution costs. The first round is reported apart: it loads
+what later rounds find loaded. Also reported: processor seconds of all processes from start to end, which a busy machine
+inflates less.
 """
 
 from __future__ import annotations
