@@ -170,7 +170,10 @@ def test_what_a_process_needs_alone_is_computed_without_the_examples_of_others(r
     together = cache.hidden(batch).clone()
     cache.compute_apart(own)
     cache.ensure(own[:1])
-    assert set(cache.filled.nonzero().flatten().tolist()) <= set(own.tolist())
+    filled = set(cache.filled.nonzero().flatten().tolist())
+    assert filled <= set(own.tolist())
+    cache.compute_apart(own)
+    assert set(cache.filled.nonzero().flatten().tolist()) == filled, "nothing to forget"
     cache.ensure(rows)
     torch.testing.assert_close(cache.hidden(batch), together, rtol=1e-5, atol=1e-5)
 

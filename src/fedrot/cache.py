@@ -37,12 +37,19 @@ class FrozenCache:
         self.states: Tensor | None = None
         self.filled = torch.zeros(len(data), dtype=torch.bool)
         self.chunk_of = torch.empty(len(data), dtype=torch.long)
+        self.apart = torch.zeros(len(data), dtype=torch.bool)
         self.compute_apart(torch.arange(len(data)))
 
     def compute_apart(self, rows: Tensor) -> None:
-        """Never compute these examples with others, for a process that needs no others; forgets what is there."""
+        """Never compute these examples with others, for a process that needs no others.
+
+        Forgets all states, unless it was so already.
+        """
         own = torch.zeros(len(self.data), dtype=torch.bool)
         own[rows] = True
+        if torch.equal(own, self.apart):
+            return
+        self.apart = own
         order = self.data.lengths.argsort(stable=True)
         # Fixed chunks of examples of like length: what is computed together never depends on what came before, so a
         # resumed run has the same states to the bit.

@@ -90,9 +90,7 @@ def sketched(
         )
     with full_precision(next(iter(start.sites.values())).a.device):
         for _ in range(sweeps):
-            images = right_products(clients, shares, blocks)
-            bases = {site: _orthonormal(image) for site, image in images.items()}
-            rows = left_products(clients, shares, {site: basis.mT for site, basis in bases.items()})
+            _, rows = _turn(clients, shares, right_products(clients, shares, blocks))
             blocks = {site: _orthonormal(row.mT) for site, row in rows.items()}
         images = right_products(clients, shares, blocks)
         return {
@@ -127,8 +125,7 @@ def _iterate(
     found: dict[str, Factors] = {}
     for sweep in range(SWEEPS):
         images = right_products(clients, shares, blocks)
-        bases = {site: _orthonormal(image) for site, image in images.items()}
-        rows = left_products(clients, shares, {site: basis.mT for site, basis in bases.items()})
+        bases, rows = _turn(clients, shares, images)
         later: dict[str, Tensor] = {}
         for site, row in rows.items():
             f = sites[site]
@@ -143,6 +140,14 @@ def _iterate(
         if not blocks:
             break
     return found
+
+
+def _turn(
+    clients: Sequence[Adapter], shares: Sequence[float], images: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """From `W v` to orthonormal columns `q` of the same span, and `q.T W`."""
+    bases = {site: _orthonormal(image) for site, image in images.items()}
+    return bases, left_products(clients, shares, {site: basis.mT for site, basis in bases.items()})
 
 
 def _by_columns(image: Tensor, v: Tensor) -> _Triplets:
