@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedrot.config import RunConfig
 from fedrot.engines.flower.grid import InProcessGrid
+from fedrot.engines.flower.messages import FACTS, Order, pack_broadcast, written
 from fedrot.engines.flower.run import in_process_grid, serve
+from fedrot.engines.flower.versions import version
 from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import RunResult
-from fedrot.engines.setup import prepare
+from fedrot.engines.setup import Federation, prepare
+from fedrot.model import fingerprint
 from fedrot.rundir import RunDirectory
 
 Disturb = Callable[[Message], Message | None]
@@ -65,3 +68,19 @@ def round_of(reply: Message) -> int:
 def later(seconds: float) -> float:
     """A moment to come."""
     return time.monotonic() + seconds
+
+
+def asked_to_train(federation: Federation, config: RunConfig, round: int) -> RecordDict:
+    """What a server sends a node that is to train client 0, by this recipe, from where the federation starts."""
+    order = Order(
+        version=version(),
+        base=fingerprint(federation.base),
+        recipe=config.to_toml(),
+        labels=list(federation.task.labels),
+        run="",
+        round=round,
+        clients=[0],
+        kept=[0],
+        scale=federation.initial.scale,
+    )
+    return RecordDict({FACTS: written(order), **pack_broadcast(federation.initial, None)})

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedrot.config import RunConfig
-from fedrot.engines.flower.messages import FACTS, HELLO, TRAIN, Hello, Order, pack_broadcast, written
+from fedrot.engines.flower.messages import FACTS, HELLO, TRAIN, Hello, written
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.flower.node_data import Local
 from fedrot.engines.flower.run import run_flower
@@ -21,9 +21,8 @@ from fedrot.engines.flower.worker import Worker
 from fedrot.engines.local import run_local
 from fedrot.engines.setup import prepare
 from fedrot.errors import ConfigError
-from fedrot.model import fingerprint
 from fedrot.rundir import RunDirectory
-from tests.flower.federation import disturbed_run, round_of
+from tests.flower.federation import asked_to_train, disturbed_run, round_of
 
 Make = Callable[..., RunConfig]
 Change = Callable[[dict[str, Array]], dict[str, Array]]
@@ -79,19 +78,7 @@ def test_a_node_shows_what_it_trained_only_to_a_recipe_that_says_so(recipe: Make
     config, sent = federation.config, list[set[str]]()
     for on in (True, False, True):
         asked = config.model_copy(update={"output": config.output.model_copy(update={"diagnostics": on})})
-        order = Order(
-            version=version(),
-            base=fingerprint(federation.base),
-            recipe=asked.to_toml(),
-            labels=list(federation.task.labels),
-            run="",
-            round=1,
-            clients=[0],
-            kept=[0],
-            scale=federation.initial.scale,
-        )
-        message = RecordDict({FACTS: written(order), **pack_broadcast(federation.initial, None)})
-        sent.append(set(worker.handle(TRAIN, message)))
+        sent.append(set(worker.handle(TRAIN, asked_to_train(federation, asked, 1))))
     usual = {"metrics-0", "upload-0"}
     assert sent == [usual | {"trained-0"}, usual, usual | {"trained-0"}]
 

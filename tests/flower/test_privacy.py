@@ -15,9 +15,7 @@ from fedrot.engines.flower.messages import (
     HELLO,
     TRAIN,
     Hello,
-    Order,
     Welcome,
-    pack_broadcast,
     read,
     written,
 )
@@ -29,9 +27,9 @@ from fedrot.engines.observer import Observer
 from fedrot.engines.run import run
 from fedrot.engines.setup import prepare
 from fedrot.errors import ConfigError
-from fedrot.model import fingerprint
 from fedrot.privacy import noise_for
 from fedrot.rundir import RunDirectory
+from tests.flower.federation import asked_to_train
 
 Make = Callable[..., RunConfig]
 
@@ -68,20 +66,7 @@ def answer(config: RunConfig, settings: NodeSettings) -> tuple[Worker, RecordDic
     """What a node says to a training message for client 0."""
     federation = prepare(config)
     worker = Worker(settings)
-    order = Order(
-        version=version(),
-        base=fingerprint(federation.base),
-        recipe=config.to_toml(),
-        labels=list(federation.task.labels),
-        run="",
-        round=2,
-        clients=[0],
-        kept=[0],
-        scale=federation.initial.scale,
-    )
-    return worker, worker.handle(
-        TRAIN, RecordDict({FACTS: written(order), **pack_broadcast(federation.initial, None)})
-    )
+    return worker, worker.handle(TRAIN, asked_to_train(federation, config, 2))
 
 
 def test_with_local_privacy_a_node_sends_arrays_and_nothing_else(recipe: Make) -> None:
