@@ -200,6 +200,8 @@ def unpack_told(record: MetricRecord | None, where: str) -> Told:
 def failure(reply: Message) -> str:
     """Why a reply is an error, in words. Flower writes what an app raised as `<class 'x.Y'>:<'message'>`."""
     reason = reply.error.reason or f"error {reply.error.code}"
+    if reason.startswith("Reply message objects are unavailable"):
+        return "its answer was announced, but not all of it arrived in time"
     found = re.fullmatch(r"<class '([\w.]+)'>:<'(.*)'>", reason, re.DOTALL)
     if found is None:
         return reason

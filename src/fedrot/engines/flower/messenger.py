@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedrot.engines.flower.messages import failure
 from fedrot.engines.flower.records import message_bytes
 from fedrot.engines.flower.roster import Peer
+from fedrot.engines.flower.until import waiting
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class Messenger:
         """Drop late messages that have been answered since, or whose node has left."""
         if not self._late:
             return
-        for reply in self._grid.pull_messages(list(self._late)):
+        with waiting(until=0.0):  # nobody uses what it brings
+            found = list(self._grid.pull_messages(list(self._late)))
+        for reply in found:
             self._late.pop(reply.metadata.reply_to_message_id, None)
         here = set(self._grid.get_node_ids())
         self._late = {name: node for name, node in self._late.items() if node in here}
@@ -93,21 +96,22 @@ class Messenger:
         replies: list[RecordDict | str] = [
             f"node {request.peer.name!r} did not answer within {self._deadline:g} s" for request in requests
         ]
-        until, pause, waiting = time.monotonic() + self._deadline, 0.02, set(names)
-        while waiting:
-            found = list(self._grid.pull_messages(waiting))
+        until, pause, missing = time.monotonic() + self._deadline, 0.02, set(names)
+        while missing:
+            with waiting(until):
+                found = list(self._grid.pull_messages(missing))
             for reply in found:
                 name = reply.metadata.reply_to_message_id
-                waiting.discard(name)
+                missing.discard(name)
                 request = requests[names[name]]
                 replies[names[name]] = self._content(reply, request.peer)
                 heard(request)
-            if not waiting or (not found and time.monotonic() >= until):
+            if not missing or (not found and time.monotonic() >= until):
                 break
             if not found:
                 time.sleep(pause)
                 pause = min(0.2, 1.5 * pause)
-        self._late |= {name: requests[names[name]].peer.node for name in waiting}
+        self._late |= {name: requests[names[name]].peer.node for name in missing}
         return replies
 
     def _message(self, request: Request, kind: str, round: int) -> Message:

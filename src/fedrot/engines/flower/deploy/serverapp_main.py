@@ -11,7 +11,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from fedrot.engines.flower.deploy.patience import hurry_objects
+from fedrot.engines.flower.deploy.patience import end_in_time, hurry_objects
 from fedrot.engines.flower.deploy.process import tether
 from fedrot.errors import FedrotError
 from fedrot.rundir import write_whole
@@ -27,6 +27,7 @@ def main() -> None:
     module: Any = sys.modules[run_serverapp.__module__]
     module.run_ = _noting(module.run_, Path(given["outcome"]))
     hurry_objects()
+    end_in_time()
     queue: Queue[str | None] = Queue()
     mirror_output_to_queue(queue)
     run_serverapp(
