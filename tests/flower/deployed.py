@@ -83,7 +83,15 @@ def secrets_out_of_place(federation: Federation) -> list[Path]:
     for path in federation.root.rglob("*.key"):
         secrets += [line for line in path.read_bytes().split(b"\n")[1:-2] if line]
     files = [path for path in federation.root.rglob("*") if path.is_file() and path.name not in SECRET_FILES]
-    return [path for path in files if any(secret in path.read_bytes() for secret in secrets)]
+    return [path for path in files if any(secret in _content(path) for secret in secrets)]
+
+
+def _content(path: Path) -> bytes:
+    """What is in a file, nothing if a run that is under way has removed it."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 class Federation:
