@@ -107,7 +107,8 @@ def deployed(part: str, rounds: int, root: Path) -> list[float]:
             until = time.monotonic() + 300
             while not online(server):
                 if time.monotonic() > until:
-                    logs = "\n".join((root / f"{node}.log").read_text("utf-8")[-2000:] for node in (0, 1))
+                    names = ("server", "0", "1")
+                    logs = "\n".join((root / f"{name}.log").read_text("utf-8")[-2000:] for name in names)
                     raise RuntimeError(f"the nodes did not come online:\n{logs}")
                 time.sleep(0.5)
             command = fedrot(
