@@ -13,15 +13,15 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
 from fedrot.core.adapter import Adapter
+from fedrot.core.beside import threads_each
 from fedrot.model import BaseModel
 from fedrot.stacked import StackedModel
 
@@ -78,7 +78,7 @@ class Crew:
                 free.put(model)
 
         waiting: deque[Future[Result]] = deque()
-        with _threads(self.threads), ThreadPoolExecutor(len(self.models), "crew") as pool:
+        with threads_each(self.threads), ThreadPoolExecutor(len(self.models), "crew") as pool:
             try:
                 rest = iter(items)
                 waiting.extend(
@@ -102,17 +102,6 @@ def _twin(base: BaseModel) -> BaseModel:
     """The same model with modules of its own around the very same parameters and buffers."""
     tensors = itertools.chain(base.module.parameters(), base.module.buffers())
     return replace(base, module=copy.deepcopy(base.module, {id(tensor): tensor for tensor in tensors}))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Within, torch's operations use `count` threads, in threads that begin within too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _never() -> bool:

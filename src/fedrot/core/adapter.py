@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from types import MappingProxyType
 
 import torch
@@ -158,11 +159,15 @@ class Adapter:
 
     def finite(self, *, stacked: bool = False) -> Tensor:
         """Whether every number is finite: a boolean scalar, or `(N,)` for a stack; no host sync."""
-        start = 1 if stacked else 0
-        flags = [t.isfinite().reshape(*t.shape[:start], -1).all(-1) for t in self.tensors().values()]
-        if not flags:
+        tensors = list(self.tensors().values())
+        if not tensors:
             raise AdapterError("an adapter without tensors: expected at least one LoRA site or head tensor")
-        return torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
+        if any(t.device.type != "cpu" for t in tensors):
+            flags = [t.isfinite().reshape(*t.shape[:stacked], -1).all(-1) for t in tensors]
+            return torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
+        if stacked:
+            return torch.stack([_finite([t[index] for t in tensors]) for index in range(len(tensors[0]))])
+        return _finite(tensors)
 
     def check_like(self, other: Adapter, who: str, *, ranks: bool = True) -> None:
         """Refuse to mix this adapter, sent by `who`, with `other`, the one expected.
@@ -185,6 +190,18 @@ class Adapter:
         for key, tensor in self.tensors().items():
             if not key.startswith("residual/"):
                 _check_tensor(key, tensor, expected[key], who, ranks)
+
+
+def _finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether all numbers are finite: the least and the greatest are, and NaN would be both.
+
+    On a CPU that is one pass over them, where `isfinite` makes four.
+    """
+    extremes = [extreme for t in tensors if t.numel() for extreme in torch.aminmax(t)]
+    if not extremes:
+        return torch.ones((), dtype=torch.bool)
+    widest = reduce(torch.promote_types, (t.dtype for t in tensors))
+    return torch.stack([extreme.to(widest) for extreme in extremes]).isfinite().all()
 
 
 def _check_names(mine: Iterable[str], theirs: Iterable[str], who: str, what: str, cause: str) -> None:

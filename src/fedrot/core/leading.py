@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrot.core import linalg
 from fedrot.core.adapter import Adapter, Factors, normalise
+from fedrot.core.beside import on_all_threads, side_by_side
 from fedrot.core.lowrank import truncate, weighted_sum
 from fedrot.core.polar import full_precision, identity_like, widen
 from fedrot.core.products import left_products, right_products
@@ -23,6 +24,7 @@ COARSE = 1e-3
 
 
 @torch.no_grad()
+@side_by_side()
 def leading(
     clients: Sequence[Adapter], weights: Tensor | Sequence[float], start: Adapter
 ) -> dict[str, Factors]:
@@ -53,18 +55,20 @@ def leading(
     with full_precision(next(iter(start.sites.values())).a.device):
         if blocks:
             found = _iterate(clients, shares, start.sites, blocks)
-        for site, f in start.sites.items():
-            if site not in found:
-                stack = weighted_sum([client.sites[site] for client in clients], shares)
-                if site in blocks and stack.rank <= min(f.d_in, f.d_out):
-                    found[site] = _by_gram(stack, f)
-                else:
-                    near = truncate(stack.a, stack.b, f.rank)
-                    found[site] = Factors(near.a.to(f.a.dtype), near.b.to(f.b.dtype))
+        with on_all_threads():
+            for site, f in start.sites.items():
+                if site not in found:
+                    stack = weighted_sum([client.sites[site] for client in clients], shares)
+                    if site in blocks and stack.rank <= min(f.d_in, f.d_out):
+                        found[site] = _by_gram(stack, f)
+                    else:
+                        near = truncate(stack.a, stack.b, f.rank)
+                        found[site] = Factors(near.a.to(f.a.dtype), near.b.to(f.b.dtype))
     return {site: found[site] for site in start.sites}
 
 
 @torch.no_grad()
+@side_by_side()
 def sketched(
     clients: Sequence[Adapter],
     weights: Tensor | Sequence[float],

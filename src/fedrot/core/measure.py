@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrot.core.adapter import Adapter, Factors, normalise
+from fedrot.core.adapter import Adapter, normalise
 from fedrot.core.centred import centred_norms
 from fedrot.core.lowrank import concatenate, distance, norm
 from fedrot.core.polar import full_precision, widen
@@ -32,7 +32,13 @@ def _report(absolute: Tensor, ideal: Tensor) -> AggregationError:
     return AggregationError(absolute, relative, ideal)
 
 
-def _shares(a: Tensor, b: Tensor, weights: Tensor | Sequence[float]) -> Tensor:
+Clients = Tensor | Sequence[Tensor]
+"""The clients' factors at a site, stacked or not."""
+
+
+def _shares(a: Clients, b: Clients, weights: Tensor | Sequence[float]) -> Tensor:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return torch.tensor(normalise(weights, len(a)), dtype=torch.float64, device=a[0].device)
     if a.ndim < 3 or a.shape[:-2] != b.shape[:-2] or a.shape[-2] != b.shape[-1]:
         shapes = f"a {tuple(a.shape)}, b {tuple(b.shape)}"
         raise AdapterError(f"clients' factors {shapes}: expected (N, ..., r, d_in) and (N, ..., d_out, r)")
@@ -69,13 +75,15 @@ def aggregation_error(a: Tensor, b: Tensor, weights: Tensor | Sequence[float]) -
     return AggregationError(*(t.to(like.dtype) for t in _averaging(a, b, shares)))
 
 
-def _averaging(a: Tensor, b: Tensor, shares: Tensor) -> AggregationError:
+def _averaging(a: Clients, b: Clients, shares: Tensor) -> AggregationError:
     """`aggregation_error` in float64, whatever the inputs."""
-    with full_precision(a.device):
-        if pays(len(a) * a.shape[-2], a.shape[-1], b.shape[-2]):
-            return _report(*summed_norms(a, b, shares))
-        if (found := centred_norms(a, b, shares)) is not None:
+    with full_precision(a[0].device):
+        formed = pays(len(a) * a[0].shape[-2], a[0].shape[-1], b[0].shape[-2])
+        if not formed and (found := centred_norms(a, b, shares)) is not None:
             return _report(*found)
+        a, b = _stacked(a), _stacked(b)
+        if formed:
+            return _report(*summed_norms(a, b, shares))
         a, b = a.double(), b.double()
         a_mean, b_mean = (torch.einsum("n,n...->...", shares, t) for t in (a, b))
         rows, columns = concatenate(a - a_mean, b - b_mean, shares)
@@ -115,17 +123,27 @@ def over_sites(errors: Mapping[str, AggregationError], scale: float) -> Aggregat
 
 
 def _by_site(
-    clients: Sequence[Adapter] | Adapter, measure: Callable[[str, Tensor, Tensor], AggregationError]
+    clients: Sequence[Adapter] | Adapter, measure: Callable[[str, Clients, Clients], AggregationError]
 ) -> AggregationError:
-    """Stacks the clients one site at a time, so that memory holds one site's copies."""
-    first = clients if isinstance(clients, Adapter) else clients[0]
+    """Measures one site after the other, so that memory holds one site's copies."""
+    if isinstance(clients, Adapter):
+        errors = {site: measure(site, f.a, f.b) for site, f in clients.sites.items()}
+        return over_sites(errors, clients.scale)
     errors: dict[str, AggregationError] = {}
-    for site, stacked in first.sites.items():
-        if not isinstance(clients, Adapter):
-            sent = [client.sites[site] for client in clients]
-            stacked = Factors(torch.stack([f.a for f in sent]), torch.stack([f.b for f in sent]))
-        errors[site] = measure(site, stacked.a, stacked.b)
-    return over_sites(errors, first.scale)
+    for site, first in clients[0].sites.items():
+        sent = [client.sites[site] for client in clients]
+        for number, f in enumerate(sent):
+            if (f.a.shape, f.b.shape) != (first.a.shape, first.b.shape):
+                shapes = [(tuple(each.a.shape), tuple(each.b.shape)) for each in (f, first)]
+                raise AdapterError(
+                    f"{site!r}: client {number} has factors {shapes[0]}, client 0 {shapes[1]}: expected the same"
+                )
+        errors[site] = measure(site, [f.a for f in sent], [f.b for f in sent])
+    return over_sites(errors, clients[0].scale)
+
+
+def _stacked(factors: Clients) -> Tensor:
+    return factors if isinstance(factors, Tensor) else torch.stack(list(factors))
 
 
 def adapter_aggregation_error(
@@ -148,10 +166,10 @@ def adapter_broadcast_error(
 ) -> AggregationError:
     """The error of a whole broadcast adapter, its residual included; see `adapter_aggregation_error`."""
 
-    def measure(site: str, a: Tensor, b: Tensor) -> AggregationError:
+    def measure(site: str, a: Clients, b: Clients) -> AggregationError:
         parts = [group[site] for group in (broadcast.sites, broadcast.residual) if site in group]
         a_out = torch.cat([part.a.double() for part in parts], -2)
         b_out = torch.cat([part.b.double() for part in parts], -1)
-        return broadcast_error(a.double(), b.double(), weights, a_out, b_out)
+        return broadcast_error(_stacked(a).double(), _stacked(b).double(), weights, a_out, b_out)
 
     return _by_site(clients, measure)

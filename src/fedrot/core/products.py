@@ -1,13 +1,25 @@
-"""The clients' mean update applied to a few vectors at every site, one client in memory at a time."""
+"""The clients' mean update applied to a few vectors at every site.
+
+Sums are taken over blocks of clients first. How many blocks there are depends on the number of clients alone, so that
+the result is the same with any number of threads. Where all clients are in memory sites and blocks are worked on side
+by side (`core.beside`); clients that are loaded when they are asked for are in memory one at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fedrot.core.adapter import Adapter
+from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.beside import LARGE, beside
+
+BLOCK, BLOCKS = 12, 8
+"""Clients that a block has at least, and how many blocks there are at most. Each has a sum of its own to add up."""
+SITES = 8
+"""Whose blocks are in memory at a time."""
 
 
 def right_products(
@@ -23,16 +35,7 @@ def right_products(
     Returns:
         `(d_out, m)` by site.
     """
-    total: dict[str, Tensor] = {}
-    cast = _Cast()
-    for client, share in zip(clients, shares, strict=True):
-        for site, x in columns.items():
-            f = client.sites[site]
-            if site not in total:
-                total[site] = x.new_zeros(f.d_out, x.shape[1])
-            inner = cast(f.a, x) @ x
-            total[site].addmm_(cast(f.b, x), inner, alpha=share)
-    return total
+    return _summed(clients, shares, columns, _Right())
 
 
 def left_products(
@@ -48,16 +51,84 @@ def left_products(
     Returns:
         `(m, d_in)` by site.
     """
+    return _summed(clients, shares, rows, _Left())
+
+
+class _Right:
+    """One client's part of `W @ x`."""
+
+    def empty(self, f: Factors, x: Tensor) -> Tensor:
+        return x.new_zeros(f.d_out, x.shape[1])
+
+    def add(self, total: Tensor, cast: _Cast, f: Factors, share: float, x: Tensor) -> None:
+        total.addmm_(cast(f.b, x), cast(f.a, x) @ x, alpha=share)
+
+
+class _Left:
+    """One client's part of `y @ W`."""
+
+    def empty(self, f: Factors, y: Tensor) -> Tensor:
+        return y.new_zeros(len(y), f.d_in)
+
+    def add(self, total: Tensor, cast: _Cast, f: Factors, share: float, y: Tensor) -> None:
+        inner = cast(f.b, y).mT @ y.mT
+        total.addmm_(inner.mT, cast(f.a, y), alpha=share)
+
+
+def _summed(
+    clients: Sequence[Adapter], shares: Sequence[float], given: Mapping[str, Tensor], side: _Right | _Left
+) -> dict[str, Tensor]:
+    blocks = list(pairwise(_bounds(len(clients))))
+    total: dict[str, Tensor] = {}
+
+    def part(which: tuple[Sequence[str], int, int]) -> dict[str, Tensor]:
+        sites, start, end = which
+        mine = (clients[index] for index in range(start, end))
+        return _one_by_one(mine, shares[start:end], {site: given[site] for site in sites}, side)
+
+    def add(found: Mapping[str, Tensor]) -> None:
+        for site, block in found.items():
+            total[site] = total[site].add_(block) if site in total else block
+
+    if isinstance(clients, list | tuple) and _pays(clients, given):
+        sites = list(given)
+        for first in range(0, len(sites), SITES):
+            some = sites[first : first + SITES]
+            for found in beside(part, [([site], *block) for site in some for block in blocks]):
+                add(found)
+    else:
+        for block in blocks:
+            add(part((list(given), *block)))
+    return total
+
+
+def _one_by_one(
+    clients: Iterable[Adapter], shares: Sequence[float], given: Mapping[str, Tensor], side: _Right | _Left
+) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     cast = _Cast()
     for client, share in zip(clients, shares, strict=True):
-        for site, y in rows.items():
+        for site, vectors in given.items():
             f = client.sites[site]
             if site not in total:
-                total[site] = y.new_zeros(len(y), f.d_in)
-            inner = cast(f.b, y).mT @ y.mT
-            total[site].addmm_(inner.mT, cast(f.a, y), alpha=share)
+                total[site] = side.empty(f, vectors)
+            side.add(total[site], cast, f, share, vectors)
     return total
+
+
+def _pays(clients: Sequence[Adapter], given: Mapping[str, Tensor]) -> bool:
+    """Whether several threads are worth it."""
+    sites = [clients[0].sites[site] for site in given]
+    numbers = len(clients) * sum(f.a.numel() + f.b.numel() for f in sites)
+    return numbers >= LARGE and all(vectors.device.type == "cpu" for vectors in given.values())
+
+
+def _bounds(clients: int) -> list[int]:
+    """Where blocks begin and end: a power of two of them, nearly equal."""
+    blocks = 1
+    while blocks < BLOCKS and clients >= 2 * blocks * BLOCK:
+        blocks *= 2
+    return [clients * index // blocks for index in range(blocks + 1)]
 
 
 class _Cast:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrot.core import linalg
 from fedrot.core.adapter import Adapter, Factors, normalise
+from fedrot.core.beside import LARGE, beside, side_by_side
 from fedrot.core.polar import full_precision, identity_like, widen
 from fedrot.core.products import left_products, right_products
 
@@ -17,6 +18,7 @@ RIDGE = 1e-3
 
 
 @torch.no_grad()
+@side_by_side()
 def refit(
     clients: Sequence[Adapter], weights: Tensor | Sequence[float], start: Adapter, steps: int = 1
 ) -> Adapter:
@@ -70,26 +72,34 @@ def ridge_b(
     sites: Mapping[str, Factors], products: Mapping[str, Tensor], ridge: float = RIDGE
 ) -> dict[str, Factors]:
     """The step for `b`, given `W @ a.T: (d_out, r)` at every site; `ridge` is `mu` over the mean diagonal."""
-    fitted: dict[str, Factors] = {}
-    for site, f in sites.items():
+
+    def step(site: str) -> Factors:
+        f, product = sites[site], products[site]
         pull, stay = _system(f.a.double(), ridge)
-        product = products[site]
         b = torch.addmm(product @ pull.to(product), f.b.to(product), stay.to(product))
-        fitted[site] = Factors(f.a, b.to(f.b.dtype))
-    return fitted
+        return Factors(f.a, b.to(f.b.dtype))
+
+    return _every(step, sites)
 
 
 def ridge_a(
     sites: Mapping[str, Factors], products: Mapping[str, Tensor], ridge: float = RIDGE
 ) -> dict[str, Factors]:
     """The step for `a`, given `b.T @ W: (r, d_in)` at every site."""
-    fitted: dict[str, Factors] = {}
-    for site, f in sites.items():
+
+    def step(site: str) -> Factors:
+        f, product = sites[site], products[site]
         pull, stay = _system(f.b.double().mT, ridge)
-        product = products[site]
         a = torch.addmm(pull.to(product) @ product, stay.mT.to(product), f.a.to(product))
-        fitted[site] = Factors(a.to(f.a.dtype), f.b)
-    return fitted
+        return Factors(a.to(f.a.dtype), f.b)
+
+    return _every(step, sites)
+
+
+def _every(step: Callable[[str], Factors], sites: Mapping[str, Factors]) -> dict[str, Factors]:
+    large = sum(f.a.numel() + f.b.numel() for f in sites.values()) >= LARGE
+    done = beside(step, list(sites)) if large else [step(site) for site in sites]
+    return dict(zip(sites, done, strict=True))
 
 
 def _system(rows: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
