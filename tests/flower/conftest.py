@@ -20,11 +20,16 @@ def _identity() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
-    """Two real nodes of a deployed federation; asked for by tests marked `processes` alone."""
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path
+) -> Iterator[Runs]:
+    """Two real nodes of a deployed federation; asked for by tests marked `processes` alone.
+
+    The second one is the module that the tests' own module names as `SECOND_NODE`, if it does.
+    """
     made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
     try:
-        made.start()
+        made.start(getattr(request.module, "SECOND_NODE", None))
         yield made
     finally:
         made.federation.stop()

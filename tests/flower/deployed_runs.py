@@ -61,9 +61,16 @@ class Runs:
         self.nodes: list[Process] = []
         self.count = 0
 
-    def start(self) -> None:
+    def start(self, second: str | None = None) -> None:
+        """Start server and nodes; the second node may be a module of the tests instead."""
         self.federation.start_server()
-        self.nodes = [self.federation.start_node(folder) for folder in self.federation.folders]
+        first, other = self.federation.folders
+        self.nodes = [
+            self.federation.start_node(first),
+            self.federation.start_module(second, other, name=second.rpartition(".")[2])
+            if second
+            else self.federation.start_node(other),
+        ]
 
     def submit(self, *arguments: str | Path, out: str) -> Process:
         self.count += 1

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.flower.deployed import eventually
@@ -13,18 +10,8 @@ from tests.flower.deployed_runs import Runs
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
-    """The second of the two nodes can be cut off."""
-    made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
-    try:
-        made.federation.start_server()
-        sound, other = made.federation.folders
-        made.federation.start_node(sound)
-        made.federation.start_module("tests.flower.cut_off", other, name="cut-off")
-        yield made
-    finally:
-        made.federation.stop()
+SECOND_NODE = "tests.flower.cut_off"
+"""See `runs`."""
 
 
 def test_it_costs_its_clients_the_round_which_ends_at_the_deadline(runs: Runs) -> None:

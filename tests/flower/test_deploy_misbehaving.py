@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from safetensors.torch import load_file
 
@@ -13,18 +10,8 @@ from tests.flower.deployed_runs import Runs
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpus: Path) -> Iterator[Runs]:
-    """The second of the two nodes misbehaves."""
-    made = Runs(tmp_path_factory.mktemp("deployed"), tiny_model, corpus)
-    try:
-        made.federation.start_server()
-        sound, spoiling = made.federation.folders
-        made.federation.start_node(sound)
-        made.federation.start_module("tests.flower.misbehaving", spoiling, name="misbehaving")
-        yield made
-    finally:
-        made.federation.stop()
+SECOND_NODE = "tests.flower.misbehaving"
+"""See `runs`."""
 
 
 def test_what_it_does_costs_its_clients_the_round_with_the_reason_and_the_others_go_on(runs: Runs) -> None:
