@@ -98,7 +98,8 @@ def sketched(
             blocks = {site: _orthonormal(row.mT) for site, row in rows.items()}
         images = right_products(clients, shares, blocks)
         return {
-            site: _by_columns(images[site], blocks[site]).split(f.rank, f) for site, f in start.sites.items()
+            site: _by_columns(linalg.qr(images[site]), blocks[site]).split(f.rank, f)
+            for site, f in start.sites.items()
         }
 
 
@@ -128,13 +129,12 @@ def _iterate(
     """Converged sites; one that converges too slowly is left out."""
     found: dict[str, Factors] = {}
     for sweep in range(SWEEPS):
-        images = right_products(clients, shares, blocks)
-        bases, rows = _turn(clients, shares, images)
+        bases, rows = _turn(clients, shares, right_products(clients, shares, blocks))
         later: dict[str, Tensor] = {}
         for site, row in rows.items():
             f = sites[site]
-            near = _by_rows(bases[site], row)
-            error = _error(_by_columns(images[site], blocks[site]), near, bases[site], row, f.rank)
+            near = _by_rows(bases[site][0], row)
+            error = _error(_by_columns(bases[site], blocks[site]), near, bases[site][0], row, f.rank)
             eps = max(torch.finfo(f.a.dtype).eps, 1e-13)  # residuals in float64 do not fall below that
             if error <= eps and row.dtype == torch.float64:
                 found[site] = near.split(f.rank, f)
@@ -148,15 +148,15 @@ def _iterate(
 
 def _turn(
     clients: Sequence[Adapter], shares: Sequence[float], images: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """From `W v` to orthonormal columns `q` of the same span, and `q.T W`."""
-    bases = {site: _orthonormal(image) for site, image in images.items()}
-    return bases, left_products(clients, shares, {site: basis.mT for site, basis in bases.items()})
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """From `W v` to `q, r` with `W v = q r`, the columns of `q` orthonormal, and `q.T W`."""
+    bases = {site: linalg.qr(image) for site, image in images.items()}
+    return bases, left_products(clients, shares, {site: q.mT for site, (q, _) in bases.items()})
 
 
-def _by_columns(image: Tensor, v: Tensor) -> _Triplets:
-    """The triplets of `W v v.T`, given `image = W v`; they satisfy `W @ v = u * s`."""
-    q, r = linalg.qr(image)
+def _by_columns(image: tuple[Tensor, Tensor], v: Tensor) -> _Triplets:
+    """The triplets of `W v v.T`, given `q, r` with `W v = q r`; they satisfy `W @ v = u * s`."""
+    q, r = image
     x, s, yh = linalg.svd(r)
     return _Triplets(q @ x, s, v @ yh.mT)
 
@@ -204,7 +204,7 @@ def _by_gram(stack: Factors, like: Factors) -> Factors:
     root = linalg.cholesky(gram + ridge * identity_like(gram))
     _, y = linalg.eigh(root.mT @ (a @ a.mT) @ root)
     v = _orthonormal(a.mT @ (root @ y[:, -like.rank - EXTRA :].flip(-1)))
-    return _by_columns(b @ (a @ v), v).split(like.rank, like)
+    return _by_columns(linalg.qr(b @ (a @ v)), v).split(like.rank, like)
 
 
 def _widened(f: Factors, noise: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ by side (`core.beside`); clients that are loaded when they are asked for are in 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
@@ -80,11 +81,12 @@ def _summed(
 ) -> dict[str, Tensor]:
     blocks = list(pairwise(_bounds(len(clients))))
     total: dict[str, Tensor] = {}
+    cast = _Cast()
 
     def part(which: tuple[Sequence[str], int, int]) -> dict[str, Tensor]:
         sites, start, end = which
         mine = (clients[index] for index in range(start, end))
-        return _one_by_one(mine, shares[start:end], {site: given[site] for site in sites}, side)
+        return _one_by_one(mine, shares[start:end], {site: given[site] for site in sites}, side, cast)
 
     def add(found: Mapping[str, Tensor]) -> None:
         for site, block in found.items():
@@ -103,10 +105,13 @@ def _summed(
 
 
 def _one_by_one(
-    clients: Iterable[Adapter], shares: Sequence[float], given: Mapping[str, Tensor], side: _Right | _Left
+    clients: Iterable[Adapter],
+    shares: Sequence[float],
+    given: Mapping[str, Tensor],
+    side: _Right | _Left,
+    cast: _Cast,
 ) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
-    cast = _Cast()
     for client, share in zip(clients, shares, strict=True):
         for site, vectors in given.items():
             f = client.sites[site]
@@ -131,8 +136,8 @@ def _bounds(clients: int) -> list[int]:
     return [clients * index // blocks for index in range(blocks + 1)]
 
 
-class _Cast:
-    """Factors in another precision, in memory that the next factor of that shape overwrites.
+class _Cast(threading.local):
+    """Factors in another precision, in memory of this thread that the next factor of that shape overwrites.
 
     New memory for every factor costs more than the products.
     """
