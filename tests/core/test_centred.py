@@ -75,3 +75,13 @@ def test_inputs_are_not_modified() -> None:
     aggregation_error(a, b, [1.0] * 40)
     assert torch.equal(a, copies[0])
     assert torch.equal(b, copies[1])
+
+
+def test_factors_that_are_being_trained_are_measured_without_a_graph() -> None:
+    a, b = clients(0.2)
+    trained = [Adapter({"q": Factors(a[i].requires_grad_(), b[i].requires_grad_())}) for i in range(40)]
+    found = adapter_aggregation_error(trained, [1.0] * 40).absolute
+    torch.testing.assert_close(found, aggregation_error(a.double(), b.double(), [1.0] * 40).absolute)
+    fast = centred_norms([c.sites["q"].a for c in trained], [c.sites["q"].b for c in trained], SHARES)
+    assert fast is not None
+    assert not any(t.requires_grad for t in (found, *fast))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -78,20 +79,20 @@ class HalfDelivered:
         self.there = {key: value.deflate() for key, value in get_all_nested_objects(self.replies[1]).items()}
         self.confirmed: list[str] = []
 
-    def PullMessages(self, request: object) -> PullAppMessagesResponse:
+    def PullMessages(self, request: Any) -> PullAppMessagesResponse:
         return PullAppMessagesResponse(
             messages_list=[message_to_proto(remove_content_from_message(one)) for one in self.replies],
             message_object_trees=[get_object_tree(one) for one in self.replies],
         )
 
-    def PullObject(self, request: object) -> PullObjectResponse:
+    def PullObject(self, request: Any) -> PullObjectResponse:
         name = request.object_id
         found = self.there.get(name)
         return PullObjectResponse(
             object_found=True, object_available=found is not None, object_content=found or b""
         )
 
-    def ConfirmMessageReceived(self, request: object) -> None:
+    def ConfirmMessageReceived(self, request: Any) -> None:
         self.confirmed.append(request.message_object_id)
 
 

@@ -163,7 +163,8 @@ class Adapter:
         if not tensors:
             raise AdapterError("an adapter without tensors: expected at least one LoRA site or head tensor")
         if any(t.device.type != "cpu" for t in tensors):
-            flags = [t.isfinite().reshape(*t.shape[:stacked], -1).all(-1) for t in tensors]
+            rows = [t.reshape(len(t), -1) if stacked else t.reshape(-1) for t in tensors]
+            flags = [row.isfinite().all(-1) for row in rows]
             return torch.stack([flag.to(flags[0].device) for flag in flags]).all(0)
         if stacked:
             return torch.stack([_finite([t[index] for t in tensors]) for index in range(len(tensors[0]))])

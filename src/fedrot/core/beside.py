@@ -8,7 +8,7 @@ several threads of torch's own: those go on spinning for milliseconds after each
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 LARGE = 2**18
 """Numbers to be read from which handing work to several threads gains more than it costs."""
@@ -43,7 +44,7 @@ def side_by_side(at_once: int | None = None) -> Generator[None]:
     a decorator: `@side_by_side()`.
 
     Args:
-        at_once: how many; as many as torch has threads unless there is less to do.
+        at_once: how many; by default as many as torch has threads.
     """
     threads = torch.get_num_threads()
     workers = min(threads, at_once or threads)
@@ -76,15 +77,25 @@ def on_all_threads() -> Generator[None]:
         _TEAM.reset(before)
 
 
-def beside(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def on_cpu(tensors: Iterable[Tensor]) -> int:
+    """How many numbers there are in those of the tensors that lie on the CPU."""
+    return sum(tensor.numel() for tensor in tensors if tensor.device.type == "cpu")
+
+
+def beside(work: Callable[[Item], Result], items: Sequence[Item], reads: int = LARGE) -> list[Result]:
     """`work(item)` of every item, in their order; inside `side_by_side` several at once. The first error is raised.
 
     >>> with side_by_side():
     ...     beside(lambda n: n * n, [1, 2, 3])
     [1, 4, 9]
+
+    Args:
+        work: what to do.
+        items: with what.
+        reads: numbers on the CPU that all of it reads; with less than `LARGE` one item comes after the other.
     """
     team = _TEAM.get()
-    if team is None or len(items) < 2:
+    if team is None or len(items) < 2 or reads < LARGE:
         return [work(item) for item in items]
     recorded, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fedrot.core.beside import LARGE, beside, side_by_side
+from fedrot.core.beside import beside, on_cpu, side_by_side
 
 MANY = 256
 """Stacked rank from which float32 Gram matrices save more than they cost."""
@@ -21,6 +20,7 @@ CHUNK = 2048
 """Rows or columns of a layer that are taken at a time: what is copied of them stays in the caches."""
 
 
+@torch.no_grad()
 def centred_norms(
     a: Sequence[Tensor] | Tensor, b: Sequence[Tensor] | Tensor, shares: Tensor
 ) -> tuple[Tensor, Tensor] | None:
@@ -52,9 +52,9 @@ def centred_norms(
             return None
         errors, ideals = zip(*known, strict=True)
         return torch.stack(errors), torch.stack(ideals)
-    large = len(a) * first.numel() >= LARGE and first.device.type == "cpu"
-    with side_by_side(2) if large else nullcontext():
-        return _norms(*beside(lambda side: side(), [partial(_of_a, a, shares), partial(_of_b, b, shares)]))
+    sides = [partial(_of_a, a, shares), partial(_of_b, b, shares)]
+    with side_by_side(2):
+        return _norms(*beside(lambda side: side(), sides, reads=len(a) * on_cpu([first, b[0]])))
 
 
 class _Side:

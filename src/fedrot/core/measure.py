@@ -122,6 +122,7 @@ def over_sites(errors: Mapping[str, AggregationError], scale: float) -> Aggregat
     return _report(absolute, ideal)
 
 
+@torch.no_grad()
 def _by_site(
     clients: Sequence[Adapter] | Adapter, measure: Callable[[str, Clients, Clients], AggregationError]
 ) -> AggregationError:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors
-from fedrot.core.beside import LARGE, beside
+from fedrot.core.beside import beside, on_cpu
 
 BLOCK, BLOCKS = 12, 8
 """Clients that a block has at least, and how many blocks there are at most. Each has a sum of its own to add up."""
@@ -92,11 +92,12 @@ def _summed(
         for site, block in found.items():
             total[site] = total[site].add_(block) if site in total else block
 
-    if isinstance(clients, list | tuple) and _pays(clients, given):
-        sites = list(given)
-        for first in range(0, len(sites), SITES):
-            some = sites[first : first + SITES]
-            for found in beside(part, [([site], *block) for site in some for block in blocks]):
+    if isinstance(clients, list | tuple):
+        sites, first = list(given), clients[0].sites
+        reads = len(clients) * on_cpu(t for site in sites for t in (first[site].a, first[site].b))
+        for start in range(0, len(sites), SITES):
+            some = sites[start : start + SITES]
+            for found in beside(part, [([site], *block) for site in some for block in blocks], reads):
                 add(found)
     else:
         for block in blocks:
@@ -119,13 +120,6 @@ def _one_by_one(
                 total[site] = side.empty(f, vectors)
             side.add(total[site], cast, f, share, vectors)
     return total
-
-
-def _pays(clients: Sequence[Adapter], given: Mapping[str, Tensor]) -> bool:
-    """Whether several threads are worth it."""
-    sites = [clients[0].sites[site] for site in given]
-    numbers = len(clients) * sum(f.a.numel() + f.b.numel() for f in sites)
-    return numbers >= LARGE and all(vectors.device.type == "cpu" for vectors in given.values())
 
 
 def _bounds(clients: int) -> list[int]:

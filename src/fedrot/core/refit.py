@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedrot.core import linalg
 from fedrot.core.adapter import Adapter, Factors, normalise
-from fedrot.core.beside import LARGE, beside, side_by_side
+from fedrot.core.beside import beside, on_cpu, side_by_side
 from fedrot.core.polar import full_precision, identity_like, widen
 from fedrot.core.products import left_products, right_products
 
@@ -97,9 +97,8 @@ def ridge_a(
 
 
 def _every(step: Callable[[str], Factors], sites: Mapping[str, Factors]) -> dict[str, Factors]:
-    large = sum(f.a.numel() + f.b.numel() for f in sites.values()) >= LARGE
-    done = beside(step, list(sites)) if large else [step(site) for site in sites]
-    return dict(zip(sites, done, strict=True))
+    reads = on_cpu(factor for f in sites.values() for factor in (f.a, f.b))
+    return dict(zip(sites, beside(step, list(sites), reads), strict=True))
 
 
 def _system(rows: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from fedrot.core.adapter import Adapter, mean_head, weighted_mean
-from fedrot.core.beside import side_by_side
 from fedrot.core.refit import refit
 from fedrot.methods.base import Method, MethodState, Update
 from fedrot.methods.options import Between
@@ -45,9 +43,8 @@ class Averaging(Method, ABC):
     ) -> tuple[Adapter, MethodState]:
         """The weighted mean of everything, its factors refitted where that is asked for."""
         del round
-        with side_by_side() if self.refit else nullcontext():
-            adapters, weights = self.gather(updates, received)
-            return self.fitted(lambda: weighted_mean(adapters, weights), adapters, weights, received), state
+        adapters, weights = self.gather(updates, received)
+        return self.fitted(lambda: weighted_mean(adapters, weights), adapters, weights, received), state
 
     def fitted(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors, normalise, weighted_mean
 from fedrot.core.alignment import SiteRotation
+from fedrot.core.beside import beside, on_cpu, side_by_side
 from fedrot.errors import AdapterError
 from fedrot.methods.laws import Laws
 from fedrot.methods.options import check_options
@@ -173,8 +174,11 @@ class Method(ABC):
                 )
             return adapter
 
-        adapters = Loading(load, len(order))
-        return (list(adapters) if isinstance(updates, list | tuple) else adapters), shares
+        if not isinstance(updates, list | tuple):
+            return Loading(load, len(order)), shares
+        reads = len(order) * on_cpu(received.tensors().values()) if self.factorises else 0
+        with side_by_side():
+            return beside(load, range(len(order)), reads), shares
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from fedrot.core.adapter import Adapter, mean_head
-from fedrot.core.beside import side_by_side
 from fedrot.core.leading import leading
 from fedrot.methods.base import Method, MethodState, Update
 from fedrot.methods.registry import method
@@ -26,7 +25,6 @@ class FlexLoRA(Method):
     split of scale between `a` and `b` are new in every round.
     """
 
-    @side_by_side()
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
     ) -> tuple[Adapter, MethodState]:
