@@ -64,7 +64,7 @@ def test_logits_and_gradients_are_those_of_all_tokens(family: str, pooling: str)
     assert model.first_token is not None
     ids = torch.randint(1, 50, (6, 9), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(9) < torch.tensor([9, 3, 5, 9, 7, 1]).unsqueeze(1)).long()
-    batch = SimpleNamespace(inputs={"input_ids": ids * mask, "attention_mask": mask})
+    batch = SimpleNamespace(inputs={"input_ids": ids * mask, "attention_mask": mask}, padding=None)
     stack = clients(start)
     logits, gradients = results(model, stack, batch)
     model.first_token.remove()

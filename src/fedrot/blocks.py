@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fedrot.core.token_loss import TokenScores, frozen_cross_entropy
 from fedrot.errors import ModelError
 from fedrot.model import block_of
+from fedrot.model.attention import padding_is
 from fedrot.tasks.batch import Batch
 
 
@@ -26,6 +27,12 @@ def model_inputs(module: nn.Module, batch: Batch) -> dict[str, Any]:
     dtype = next(module.parameters()).dtype
     inputs = {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.inputs.items()}
     return {**inputs, "use_cache": False} if _generates(type(getattr(module, "backbone", module))) else inputs
+
+
+def forward(module: nn.Module, batch: Batch) -> Any:
+    """The model's output for a batch, whose padding it need not look for."""
+    with padding_is(batch.padding):
+        return module(**model_inputs(module, batch))
 
 
 @cache
@@ -56,7 +63,7 @@ class FrozenPrefix:
         handle = self.first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with suppress(_Stop):  # the rest of the forward pass is not needed
-                self.module(**model_inputs(self.module, batch))
+                forward(self.module, batch)
         finally:
             handle.remove()
         return seen[0]
@@ -106,7 +113,7 @@ class TokenHead:
     def scores(self, batch: Batch) -> TokenScores:
         """Of every token that `batch` asks for; differentiable in what lies below the output layer."""
         assert batch.asked is not None
-        inputs, asked, picked = model_inputs(self.module, batch), batch.asked, list[Tensor]()
+        inputs, asked, picked = batch.inputs, batch.asked, list[Tensor]()
         said = inputs["decoder_input_ids"] if "decoder_input_ids" in inputs else inputs["input_ids"]
         target = said.flatten()[asked.place]
 
@@ -120,7 +127,7 @@ class TokenHead:
         handle, logits = self.layer.register_forward_pre_hook(take), None
         try:
             with suppress(_Stop):
-                logits = self.module(**inputs).logits
+                logits = forward(self.module, batch).logits
         finally:
             handle.remove()
         if logits is None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedrot.blocks import FrozenPrefix, Recomputed, TokenHead, first_block, model_inputs
+from fedrot.blocks import FrozenPrefix, Recomputed, TokenHead, first_block, forward
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.dropout import keep_mask
 from fedrot.core.linear import stacked_linear
@@ -24,6 +24,7 @@ from fedrot.core.token_loss import TokenScores
 from fedrot.errors import ModelError
 from fedrot.first_token import keep_first_token
 from fedrot.model import BaseModel, Fold
+from fedrot.model.attention import forget_padding, know_padding
 from fedrot.model.dense import KINDS, facing, is_dense
 from fedrot.tasks.batch import Batch
 
@@ -117,6 +118,7 @@ class StackedModel:
         self.prefix = FrozenPrefix(base.module, *first) if first else None
         # Dropout on the adapters' inputs is drawn for the whole batch: with it nothing may be left out.
         self.first_token = None if dropout else keep_first_token(base)
+        know_padding(base.module)
         self.token_head = TokenHead(base.module, base.output_layer) if base.output_layer else None
 
     def load(
@@ -171,13 +173,14 @@ class StackedModel:
         self.fold.restore()
         if self.first_token is not None:
             self.first_token.remove()
+        forget_padding(self.module)
         for name, layer in (*self.layers.items(), *self.dense.items()):
             self.module.set_submodule(name, layer.base)
 
     def logits(self, batch: Batch, hidden: Tensor | None = None) -> Tensor:
         """`(G * n, labels)` in float32 or better; `hidden: (G * n, length, width)` stands in for the frozen layers."""
         with self._entered(hidden):
-            logits: Tensor = self.module(**model_inputs(self.module, batch)).logits
+            logits: Tensor = forward(self.module, batch).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def token_scores(self, batch: Batch, hidden: Tensor | None = None) -> TokenScores:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+Padding = Literal["none", "left", "right"]
+"""On which side texts of a batch are padded, if they are."""
 
 
 class Asked(NamedTuple):
@@ -46,6 +49,11 @@ class Batch(Protocol):
     @property
     def mask(self) -> Tensor | None:
         """1 where `where` is an example's own and 0 where it is padding; None where there is no padding."""
+        ...
+
+    @property
+    def padding(self) -> Padding | None:
+        """How what attention sees is padded; None where that is for the model to find out."""
         ...
 
     @property

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrot.tasks.batch import Asked
+from fedrot.tasks.batch import Asked, Padding
 from fedrot.tasks.tokens import EncodedTokens, TokenBatch
 
 
@@ -46,6 +46,11 @@ class ExchangeBatch(NamedTuple):
     def mask(self) -> Tensor:
         """See `Batch`."""
         return self.answers.mask
+
+    @property
+    def padding(self) -> Padding | None:
+        """See `Batch`: of the prompts, the only ones with a mask."""
+        return self.prompts.padding
 
     @property
     def asked(self) -> Asked | None:

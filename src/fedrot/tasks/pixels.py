@@ -30,6 +30,7 @@ class ImageBatch(NamedTuple):
     labels: Tensor
     rows: Tensor
     mask: None = None
+    padding: None = None
     asked: Asked | None = None
 
     @property

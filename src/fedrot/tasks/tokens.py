@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrot.errors import DataError
-from fedrot.tasks.batch import Asked
+from fedrot.tasks.batch import Asked, Padding
 from fedrot.tasks.packing import Layout, packed, padded
 
 
@@ -30,6 +30,7 @@ class TokenBatch(NamedTuple):
     where: Tensor
     position_ids: Tensor | None = None
     asked: Asked | None = None
+    padding: Padding | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -157,6 +158,7 @@ class EncodedTokens:
             rows=rows,
             where=where,
             asked=self._asked(here, layout),
+            padding=self.padding_side if bool((lengths < width).any()) else "none",
         )
 
     @property
