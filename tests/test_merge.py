@@ -392,3 +392,51 @@ def test_the_command_line_merges_and_reports(train: Make, tmp_path: Path) -> Non
     again = CliRunner().invoke(app, ["merge", *given, "--out", out])
     assert again.exit_code == 5
     assert "choose another --out" in again.output
+
+
+def random_adapter(seed: int, rank: int = 4, dtype: torch.dtype = torch.float32) -> Adapter:
+    draw = generator(seed, "merge test")
+    a, b = torch.randn(rank, 12, generator=draw), torch.randn(16, rank, generator=draw)
+    return Adapter({"q": Factors(a, b)}).map(lambda t: t.to(dtype))
+
+
+def test_adapters_of_single_and_double_precision_merge(tmp_path: Path) -> None:
+    single, double = random_adapter(1), random_adapter(2, dtype=torch.float64)
+    found = fedrot.merge([single, double], "fedit", out=tmp_path / "merged")
+    wanted = (single.sites["q"].a.double() + double.sites["q"].a) / 2
+    torch.testing.assert_close(found.adapter.sites["q"].a, wanted)
+    stored = load_file(tmp_path / "merged" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    assert found.bytes == sum(4 * tensor.numel() for tensor in stored.values())
+
+
+def test_a_refit_without_a_reference_begins_at_the_mean() -> None:
+    clients = [random_adapter(seed) for seed in range(5)]
+    plain, refitted = (fedrot.merge(clients, name) for name in ("fedit", "refit-or-mean"))
+    assert refitted.error < 0.9 * plain.error
+
+
+def test_a_consensus_with_a_reference_undoes_mirrors_too() -> None:
+    base = random_adapter(1)
+    mirror = torch.diag(torch.tensor([-1.0, 1, 1, 1]))
+    f = base.sites["q"]
+    mirrored = replace(base, sites={"q": Factors(mirror @ f.a, f.b @ mirror)})
+    found = fedrot.merge([base, mirrored], "fedrot", {"reference": "consensus"}, reference=base)
+    assert found.error < 1e-5
+
+
+@pytest.mark.parametrize("method", ["auto", "fedrot"])
+def test_a_reference_of_higher_rank_than_all_others(method: str) -> None:
+    options = {"reference": "consensus"} if method == "fedrot" else {}
+    clients = [random_adapter(seed) for seed in range(3)]
+    found = fedrot.merge(clients, method, options, reference=random_adapter(9, rank=6))
+    assert found.error <= fedrot.merge(clients, "fedit").error + 1e-6
+
+
+def test_a_larger_rank_than_there_is_can_be_trained_on() -> None:
+    found = fedrot.merge([random_adapter(1, rank=2)], "fedit", rank=4)
+    f, own = found.adapter.sites["q"], random_adapter(1, rank=2).sites["q"]
+    torch.testing.assert_close(f.b @ f.a, own.b @ own.a)
+    assert not f.b[:, 2:].any()
+    assert (f.a[2:].norm(dim=1) > 0.1).all()
+    assert torch.equal(f.a, fedrot.merge([random_adapter(1, rank=2)], "fedit", rank=4).adapter.sites["q"].a)

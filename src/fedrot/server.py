@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors, weighted_mean
+from fedrot.core.initial import kept_trainable
 from fedrot.core.residual import accumulate
 from fedrot.core.rng import generator
 from fedrot.methods.base import Method, MethodState, Update
@@ -122,6 +123,7 @@ def aggregate(
     number = state.round + 1
     received = bare(state.adapter)
     fresh, method_state = method.aggregate(updates, received, state.method, number)
+    fresh = kept_trainable(fresh, received)
     moved, moments = fresh, state.optimizer
     if optimizer is not None:
         moved, moments = optimizer.step(method, received, fresh, state.optimizer, number)

@@ -108,9 +108,12 @@ def correlations(trained: Adapter, reference: Adapter, anchor: Anchor) -> dict[s
 
 
 def client_correlations(clients: Sequence[Adapter], reference: Adapter, anchor: Anchor) -> dict[str, Tensor]:
-    """`correlations` of many clients without stacking their factors: `(N, r, r)` at every site."""
+    """`correlations` of many clients without stacking their factors: `(N, r, r)` at every site.
+
+    `r` is the reference's rank. Rotations of clients of smaller rank turn their own directions and leave the others.
+    """
     each = [correlations(client, reference, anchor) for client in clients]
-    return {site: _batch([found[site] for found in each]) for site in each[0]}
+    return {site: _batch([found[site] for found in each], reference.sites[site].rank) for site in each[0]}
 
 
 def solve_sites(found: Mapping[str, Tensor], strength: float, path: Path, group: Group) -> SiteRotation:
@@ -131,17 +134,18 @@ def apply(adapter: Adapter, rotation: SiteRotation) -> Adapter:
     """The adapter in its rotated frame; the products stay the same."""
     sites: dict[str, Factors] = {}
     for (site, f), matrix in zip(adapter.sites.items(), rotation.matrix.unbind(), strict=True):
-        sites[site] = Factors(*rotate(f.a, f.b, matrix[..., : f.rank, : f.rank]))
+        a, b = rotate(f.a, f.b, matrix[..., : f.rank, : f.rank])
+        sites[site] = Factors(a.to(f.a.dtype), b.to(f.b.dtype))
     return replace(adapter, sites=sites)
 
 
-def _batch(matrices: Sequence[Tensor]) -> Tensor:
-    """A stack of square matrices, those of smaller rank bordered by a multiple of the identity.
+def _batch(matrices: Sequence[Tensor], least: int = 0) -> Tensor:
+    """A stack of square matrices, at least `least` wide, those of smaller rank bordered by a multiple of the identity.
 
     The multiple is the matrix's norm: the nearest rotation of the bordered matrix is then that of the matrix,
     bordered by the identity, and its rank deficiency unchanged.
     """
-    rank = max(m.shape[-1] for m in matrices)
+    rank = max(least, *(m.shape[-1] for m in matrices))
     return torch.stack([m if m.shape[-1] == rank else _bordered(m, rank) for m in matrices])
 
 

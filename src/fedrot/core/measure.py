@@ -28,7 +28,7 @@ class AggregationError(NamedTuple):
 
 
 def _report(absolute: Tensor, ideal: Tensor) -> AggregationError:
-    relative = torch.where(absolute > 0, absolute / ideal, 0)
+    relative = torch.where(absolute == 0, 0, absolute / ideal)  # numbers that are not finite stay so
     return AggregationError(absolute, relative, ideal)
 
 

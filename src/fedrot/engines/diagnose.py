@@ -58,9 +58,10 @@ def diagnose(
       float64; a strength more is `r x r` algebra.
 
     Returns:
-        Nothing for other methods and in the first round, which has no reference; else the above under `diagnostics`.
+        Nothing for other methods, in the first round, which has no reference, and with a consensus, which is none;
+        else the above under `diagnostics`.
     """
-    if not isinstance(method, FedRot) or round == 1:
+    if not isinstance(method, FedRot) or round == 1 or method.reference == "consensus":
         return {}
     shares = torch.tensor(normalise(weights, len(trained)), dtype=torch.float64)
     clients = [Adapter(c.sites, scale=c.scale).map(Tensor.double) for c in trained]

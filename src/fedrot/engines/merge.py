@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fedrot.core.adapter import Adapter, normalise, weighted_mean
 from fedrot.core.alignment import SiteRotation
@@ -15,10 +16,10 @@ from fedrot.core.lowrank import concatenate, truncate
 from fedrot.core.measure import adapter_aggregation_error, adapter_broadcast_error
 from fedrot.engines.merge_round import (
     aligns_apart,
-    best_of_rank,
     build_for_merge,
     choose_round,
     compact,
+    of_rank,
     padded,
     received_adapter,
     with_fixed,
@@ -115,8 +116,8 @@ def merge(
     everyone = [*sources, *([anchor] if anchor else [])]
     warnings = tuple(told for source in everyone[1:] for told in check_alike(source, everyone[0]))
     scale = common_scale(anchor or sources[0])
-    given = [source.at_scale(scale, sources[0]) for source in sources]
-    start = anchor.at_scale(scale, sources[0]) if anchor else None
+    given = _of_one_precision([source.at_scale(scale, sources[0]) for source in everyone])
+    start = given.pop() if anchor else None
     shares = normalise([1.0] * len(given) if weights is None else weights, len(given))
 
     rule = build_for_merge(method, options or {}, seed, reference=anchor is not None)
@@ -129,7 +130,9 @@ def merge(
         start = clients[max(range(len(shares)), key=lambda i: shares[i])]
     merged, rotation = _round(rule, clients, shares, start, [source.name for source in sources])
     if rank is not None:
-        merged = replace(merged, sites={site: best_of_rank(f, rank) for site, f in merged.sites.items()})
+        merged = replace(
+            merged, sites={site: of_rank(f, rank, seed, site) for site, f in merged.sites.items()}
+        )
     if rotation and rotation.get("degenerate", 0) >= len(clients) * len(merged.sites):
         warnings += ("no site was aligned: the reference carries no direction; see --reference",)
     result = _measured(rule, padded(given), shares, merged, rotation, warnings, balance)
@@ -137,6 +140,13 @@ def merge(
         return result
     _write(target, merged, everyone)
     return replace(result, directory=target)
+
+
+def _of_one_precision(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """In float64 if some tensor of some adapter is, else as they are, in float32."""
+    if not any(t.dtype == torch.float64 for adapter in adapters for t in adapter.tensors().values()):
+        return list(adapters)
+    return [adapter.map(Tensor.double) for adapter in adapters]
 
 
 def _round(

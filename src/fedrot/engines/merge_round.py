@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.initial import initial_a
 from fedrot.core.lowrank import truncate
+from fedrot.core.rng import generator
 from fedrot.errors import ConfigError
 from fedrot.methods import Method, Trainable, build, methods
 from fedrot.methods.options import expected, option_hints
@@ -24,8 +26,8 @@ def build_for_merge(name: str, options: Mapping[str, object], seed: int, *, refe
     """The method, with defaults that fit one round between adapters that may never have shared a frame.
 
     `anchor` is `"joint"` (`"a"` where there is no such choice), `strength` 1 and `sweeps` 20 unless set. Without a
-    reference, what would align to one aligns to the adapters' own consensus, reflections allowed, and what
-    would start from one starts from their mean.
+    reference, what would align to one aligns to the adapters' own consensus, and what would start from one starts from
+    their mean. A consensus may reflect.
 
     Raises:
         ConfigError: as `build`; a choice that means nothing in one round, or one that needs a reference.
@@ -50,7 +52,8 @@ def build_for_merge(name: str, options: Mapping[str, object], seed: int, *, refe
                 "method.reference = 'two-back': merging is one round; expected 'previous' or 'consensus'"
             )
         _needs(chosen, "reference", "previous", "consensus", reference)
-    if "group" in known and not reference and chosen.get("path") != "geodesic":
+    apart = not reference or chosen.get("reference") == "consensus"
+    if "group" in known and apart and chosen.get("path") != "geodesic":
         chosen.setdefault("group", "orthogonal")
     if "start" in known:
         _needs(chosen, "start", "reference", "mean", reference)
@@ -174,3 +177,11 @@ def best_of_rank(factors: Factors, rank: int) -> Factors:
     """The best approximation of rank `rank` (Eckart and Young)."""
     near = truncate(factors.a, factors.b, rank)
     return Factors(near.a, near.b)
+
+
+def of_rank(factors: Factors, rank: int, seed: int, site: str) -> Factors:
+    """`best_of_rank`; directions beyond those there are get rows of `a` as at a run's start, so that they can train."""
+    best = best_of_rank(factors, rank)
+    rows = initial_a(rank, best.d_in, generator(seed, f"merge/{site}")).to(best.a)
+    empty = (best.a == 0).all(-1, keepdim=True) & (best.b == 0).all(-2).unsqueeze(-1)
+    return Factors(torch.where(empty, rows, best.a), best.b)

@@ -39,6 +39,11 @@ class Auto(Method):
     sweeps: Annotated[int, Between(1, 100)] = 5
     steps: Annotated[int, Between(1, 100)] = 1
 
+    @property
+    def factorises(self) -> bool:
+        """Always: rotations are solved for."""
+        return True
+
     @torch.no_grad()
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int

@@ -70,6 +70,11 @@ class FedRot(Averaging):
         return self._clients_rotate and not self.refit
 
     @property
+    def factorises(self) -> bool:
+        """Where the server rotates or refits."""
+        return super().factorises or not self._clients_rotate
+
+    @property
     def _clients_rotate(self) -> bool:
         return self.reference != "consensus" and self.guard in (False, "client")
 

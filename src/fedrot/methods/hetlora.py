@@ -27,7 +27,8 @@ class HetLoRA(Averaging):
     The weights are `p_i ||b_i a_i||_F`, the norm over all sites: the authors' rule where `p_i` are all alike. If
     no client has an update yet they are the `p_i`. The head is averaged with `p_i`. Limits: the average is biased
     towards clients that moved far, whatever the reason; the paper's penalty on the tail during training is left
-    out, and a tail that was dropped comes back with the next broadcast.
+    out, and a tail that was dropped comes back with the next broadcast; a refit from the reference fits the mean of the
+    products by `p_i`, in which these weights have no part.
 
     Attributes:
         prune: off, or the share of a client's directions that it always sends; it leaves out the others of a

@@ -37,6 +37,11 @@ class RefitOrMean(Method):
 
     steps: Annotated[int, Between(1, 100)] = 1
 
+    @property
+    def factorises(self) -> bool:
+        """Always: it refits."""
+        return True
+
     @torch.no_grad()
     def aggregate(
         self, updates: Sequence[Update], received: Adapter, state: MethodState, round: int
@@ -45,13 +50,23 @@ class RefitOrMean(Method):
         del round
         adapters, weights = self.gather(updates, received)
         mean = weighted_mean(adapters, weights)
-        fitted = refit(adapters, weights, replace(received, head=mean.head), self.steps)
+        begin = _begin(replace(received, head=mean.head), mean)
+        fitted = refit(adapters, weights, begin, self.steps)
         of_mean, of_fitted = (_excess(adapters, weights, choice.sites) for choice in (mean, fitted))
         nearer = torch.stack([of_mean[site] < of_fitted[site] for site in mean.sites]).cpu()  # one transfer
         plain = [site for site, better in zip(mean.sites, nearer.unbind(), strict=True) if better]
         sites = dict(fitted.sites) | {site: mean.sites[site] for site in plain}
         numbers = dict(state.numbers) | {"sites_at_mean": float(len(plain))}
         return replace(fitted, sites=sites), MethodState(state.tensors, numbers)
+
+
+def _begin(received: Adapter, mean: Adapter) -> Adapter:
+    """Where a refit begins: the factors received; the means at sites where those are zero, as in a merge of many."""
+    sites: dict[str, Factors] = {}
+    for site, f in received.sites.items():
+        empty, other = (f.a == 0).all() & (f.b == 0).all(), mean.sites[site]
+        sites[site] = Factors(torch.where(empty, other.a, f.a), torch.where(empty, other.b, f.b))
+    return replace(received, sites=sites)
 
 
 def _excess(

@@ -25,7 +25,7 @@ class Rescale(Averaging):
 
     Uploads `c x` and the other factor over `c`, `c = <x, x_ref> / <x, x>`: the same product (FedRot-LoRA,
     ablation). A site with `c` near zero, which would blow up the other factor, is left as it is and counted
-    as degenerate, and so is the first round.
+    as degenerate. In the first round all are sent as they are.
 
     Attributes:
         anchor: `"a"` in odd rounds and `"b"` in even ones (`"alternate"`), or one of them always.

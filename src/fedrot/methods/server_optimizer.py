@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, final, get_args
 
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor
 
 from fedrot.core.adapter import Adapter
-from fedrot.core.alignment import align_adapter
+from fedrot.core.alignment import SiteRotation, apply, correlations, solve_sites
+from fedrot.core.linalg import frobenius
+from fedrot.core.polar import identity_like
 from fedrot.errors import ConfigError, nearest
 from fedrot.methods.base import Method, MethodState
 
 Name = Literal["avgm", "adam", "yogi", "adagrad"]
+NUDGE = 1e-3
+"""Of a correlation's norm: far above rounding, far below what the correlation decides."""
 
 
 @final
@@ -137,7 +142,22 @@ def _in_frame(method: Method, received: Adapter, aggregated: Adapter) -> tuple[A
     if method.laws.frame == "kept" or not fitting:
         return aggregated, restarted
     reference = Adapter({site: received.sites[site] for site in fitting})
-    turned, rotation = align_adapter(Adapter(fitting), reference, "joint", 1.0, group="orthogonal")
+    found = correlations(Adapter(fitting), reference, "joint")
+    rotation = _settled(found, solve_sites(found, 1.0, "chordal", "orthogonal"))
+    turned = apply(Adapter(fitting), rotation)
     lost = [bool(degenerate) for degenerate in rotation.degenerate.unbind()]
     restarted |= {site for site, degenerate in zip(rotation.sites, lost, strict=True) if degenerate}
     return replace(aggregated, sites={**aggregated.sites, **turned.sites}), restarted
+
+
+def _settled(found: Mapping[str, Tensor], rotation: SiteRotation) -> SiteRotation:
+    """Where a correlation lacks rank, as when a round's clients had few directions: what it leaves open is not turned.
+
+    A small multiple of the identity is added, which decides just that; a correlation of zero stays without a frame.
+    """
+    if not bool(rotation.degenerate.any()):
+        return rotation
+    nudged = {site: m + NUDGE * frobenius(m) * identity_like(m) for site, m in found.items()}
+    again, open_ = solve_sites(nudged, 1.0, "chordal", "orthogonal"), rotation.degenerate
+    matrix = torch.where(open_[:, None, None], again.matrix, rotation.matrix)
+    return replace(rotation, matrix=matrix, degenerate=open_ & again.degenerate)

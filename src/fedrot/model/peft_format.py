@@ -207,8 +207,8 @@ def write_peft(
     sites = folded(adapter)
     tensors = {f"{PREFIX}{name}": tensor.float() for name, tensor in head.items()}
     for site, factors in sites.items():
-        tensors[f"{PREFIX}{site}.lora_A.weight"] = factors.a
-        tensors[f"{PREFIX}{site}.lora_B.weight"] = factors.b
+        tensors[f"{PREFIX}{site}.lora_A.weight"] = factors.a.float()
+        tensors[f"{PREFIX}{site}.lora_B.weight"] = factors.b.float()
     ranks = Counter(factors.rank for factors in sites.values())
     common = rank if rank is not None and rank in ranks else ranks.most_common(1)[0][0]
     unlike = {f"^{re.escape(site)}": f.rank for site, f in sites.items() if f.rank != common}

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.initial import kept_trainable
 from fedrot.core.measure import adapter_aggregation_error, adapter_broadcast_error
 from fedrot.engines.flower.mod import MARKER, check_shapes
 from fedrot.engines.flower.pairs import Naming, Pair, read_pairs, write_pairs
@@ -155,6 +156,7 @@ class FedRotStrategy(Strategy):
             result = None
             if acts_on_server(self.method):
                 result, self._state = self.method.aggregate(updates, received, self._state, server_round)
+                result = kept_trainable(result, received)
                 passed = [_with_factors(one, result) for one in sent]
             if self._measure:
                 figures = _errors(updates, result)
