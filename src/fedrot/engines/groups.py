@@ -10,6 +10,7 @@ from fedrot.client import plan_group, train_group
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
 from fedrot.crew import Crew
+from fedrot.engines.stack_check import check_stack
 from fedrot.errors import ConfigError
 from fedrot.methods.base import Trainable
 from fedrot.server import cohort_size
@@ -54,13 +55,21 @@ def choose_group_size(
     initial: Adapter,
     data: Encoded,
 ) -> int:
-    """The recipe's `group_size`, or for `auto` what the CPU profits from or the GPU's free memory holds."""
+    """The recipe's `group_size`, or for `auto` what the CPU profits from or the GPU's free memory holds.
+
+    Raises:
+        ConfigError: several clients in one stack would not stay apart in this model.
+    """
     asked = config.federation.group_size
     if asked != "auto":
-        return min(asked, clients)
-    if data.device.type == "cuda":
-        return min(clients, _fits_memory(config, crew.lead, objective, initial, data))
-    return group_on_cpu(config, clients, len(crew.models))
+        size = min(asked, clients)
+    elif data.device.type == "cuda":
+        size = min(clients, _fits_memory(config, crew.lead, objective, initial, data))
+    else:
+        size = group_on_cpu(config, clients, len(crew.models))
+    if size > 1:
+        check_stack(crew.lead, objective, initial, data, asked)
+    return size
 
 
 def group_on_cpu(config: RunConfig, clients: int, workers: int) -> int:
