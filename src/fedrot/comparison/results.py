@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrot.comparison.design import Arm, Design
+from fedrot.comparison.fairness import Fairness
 from fedrot.comparison.options import Setting, show_value, shown
 from fedrot.comparison.reading import as_table
 from fedrot.comparison.stats import estimate, paired
 from fedrot.comparison.store import Json, Store, cell_key
 from fedrot.comparison.tuning import Trial, choose, trials
-from fedrot.config import differences, parse_config
-from fedrot.errors import ConfigError
 from fedrot.report.scores import Score
 
 OWN = ("loss", "error", "error_unaligned", "error_absolute", "bytes", "seconds")
@@ -49,41 +48,6 @@ def measured(score: Score, cells: Sequence[Json]) -> list[str]:
     """The figures that these cells have, what they are judged by first."""
     others = sorted({name for cell in cells for name in cell["final"] if name != "round"} - {score.name})
     return [score.name, f"best_{score.name}", *others, *OWN]
-
-
-class Fairness:
-    """Holds all variants of a grid point and seed to the same data, clients, initial adapter and evaluation."""
-
-    def __init__(self) -> None:
-        self.first: dict[tuple[str, int], tuple[str, Json]] = {}
-
-    def check(self, arm: Arm, cell: Json) -> None:
-        """Compare a finished cell with the first of its grid point and seed.
-
-        Raises:
-            ConfigError: something differs; the recipe keys that differ are named.
-        """
-        place = (str(arm.point), cell["config"]["seed"])
-        other, reference = self.first.setdefault(place, (arm.variant, cell))
-        unlike = sorted(
-            name
-            for name in cell["digests"].keys() | reference["digests"].keys()
-            if cell["digests"].get(name) != reference["digests"].get(name)
-        )
-        if not unlike:
-            return
-        keys = differences(parse_config(reference["config"]), parse_config(cell["config"]))
-        because = [line for line in keys if not line.startswith(("method.", "train.lr"))]
-        why = (
-            "it comes from\n  " + "\n  ".join(because)
-            if because
-            else "the data or model files changed in between"
-        )
-        raise ConfigError(
-            f"{other!r} and {arm.variant!r} do not start alike with seed {place[1]}"
-            + (f" at {shown(arm.point)}" if arm.point else "")
-            + f" ({', '.join(unlike)}); {why}\nvariants and tuned keys may not change this; a grid key may"
-        )
 
 
 def collect(design: Design, store: Store) -> Json:
