@@ -104,7 +104,7 @@ def rounds_chart(results: Json, number: int) -> Chart | None:
         f"rounds-{number}",
         title,
         caption,
-        Spread(plot, bands, within=score.share),
+        Spread(plot, bands, within=score.bounds),
         _keys(results, list(curves)),
     )
 
@@ -181,7 +181,7 @@ def _grid_chart(results: Json, key: str, values: Sequence[Any], other: Json, num
         f"grid-{number}",
         title,
         caption,
-        Spread(plot, bands, ticks, within=score.share),
+        Spread(plot, bands, ticks, within=score.bounds),
         _keys(results, list(curves)),
     )
 
@@ -246,9 +246,8 @@ def errors_chart(results: Json) -> Chart | None:
 def _interval(found: Json, score: Score) -> str:
     if found["low"] is None:
         return score.show(found["mean"])
-    low, high = (
-        (max(found["low"], 0.0), min(found["high"], 1.0)) if score.share else (found["low"], found["high"])
-    )
+    least, most = score.bounds
+    low, high = max(found["low"], least), min(found["high"], most)
     return f"{score.show(found['mean'])} ({score.show(low)} to {score.show(high)})"
 
 

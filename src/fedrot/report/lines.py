@@ -64,7 +64,7 @@ def score_chart(run: Run) -> Chart | str:
         ends = [(int(run.records[0]["round"]), central), (int(run.records[-1]["round"]), central)]
         lines.append(Line(f"central linear probe {fraction(central)}", ends, 2, "dashed"))
     tips = _round_tips(run.records, shown, score.share)
-    title = "Score, 0 to 1" if score.share else score.axis
+    title = f"Score{score.range}" if score.share else score.axis
     plot = Plot(lines, "Round", title, tips, floor=floor, share=score.share)
     caption = (
         "The dotted line is a linear classifier on the frozen encoder, trained in the same federation: the floor an "
