@@ -116,12 +116,12 @@ def figures(
     """The numbers a cell is reported by, from its rounds.
 
     `final` is the last round (with `compat.validation_maximum` in `config` the best one), `best` the round whose
-    validation score was best (the first of equals). The aggregation error is the mean over the rounds that
-    recorded one; loss is the training loss of the last round. What no round recorded is None.
+    validation score was best (the first of equals; None where none is finite). The aggregation error is the mean
+    over the rounds that recorded one; loss is the training loss of the last round. What no round recorded is None.
     """
     evaluated = [record for record in records if score.name in record]
     last = evaluated[-1] if config is None else reported(config, evaluated, score.name, score.better)
-    validated = [record for record in evaluated if score.validation in record]
+    validated = [r for r in evaluated if math.isfinite(r.get(score.validation, math.nan))]
     best = max(validated, key=lambda r: (score.gain(r[score.validation]), -r["round"]), default=None)
     errors: Json = {}
     for name, key in (

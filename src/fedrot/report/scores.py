@@ -84,7 +84,9 @@ class Score:
         return " points" if self.share else ""
 
     def gain(self, value: float) -> float:
-        """`value`, turned so that more is better."""
+        """`value`, turned so that more is better; one that is not finite is worse than any other."""
+        if not math.isfinite(value):
+            return -math.inf
         return value if self.better == "higher" else -value
 
     def show(self, value: float | None, digits: int = 3) -> str:
