@@ -92,7 +92,7 @@ def loss_chart(run: Run) -> Chart | str:
     if not values:
         return "No round recorded a finite loss."
     log = min(values) > 0 and max(values) / min(values) > 50
-    plot = Plot(lines, "Round", "Cross-entropy (nats)", _round_tips(run.records, shown, False), log=log)
+    plot = Plot(lines, "Round", run.loss, _round_tips(run.records, shown, False), log=log)
     caption = "Training loss is the mean over clients and their local steps; it is taken before averaging."
     return Chart("loss", "Loss by round", caption, plot, _keys(lines))
 
