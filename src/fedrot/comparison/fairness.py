@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fedrot.comparison.design import Arm
-from fedrot.comparison.options import shown
 from fedrot.comparison.sources import named_by
 from fedrot.comparison.store import Json
 from fedrot.config import differences, parse_config
@@ -44,7 +43,7 @@ class Fairness:
         why = "it comes from\n  " + "\n  ".join(because) if because else CHANGED
         raise ConfigError(
             f"{other!r} and {arm.variant!r} do not start alike with seed {place[1]}"
-            + (f" at {shown(arm.point)}" if arm.point else "")
+            + (f" at {arm.where}" if arm.where else "")
             + f" ({', '.join(unlike)}); {why}\nvariants and tuned keys may not change this; a grid key may"
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.fairness import Fairness
-from fedrot.comparison.options import Setting, show_value, shown
+from fedrot.comparison.options import show_value
 from fedrot.comparison.reading import as_table
 from fedrot.comparison.stats import estimate, paired
 from fedrot.comparison.store import Json, Store, cell_key
@@ -72,7 +72,7 @@ def collect(design: Design, store: Store) -> Json:
         "variants": list(design.variants),
         "recipe": design.recipe,
         "compare": as_table(design),
-        "points": [{"name": shown(point), "setting": point} for point in design.points],
+        "points": [{"name": design.shown(point), "setting": point} for point in design.points],
         "arms": arms,
         "notes": _notes(design, arms, cells),
         "versions": _one_or_all(cell["versions"] for cell in cells),
@@ -182,11 +182,11 @@ def _notes(design: Design, arms: Sequence[Json], cells: Sequence[Json]) -> list[
     if len(design.seeds) == 1:
         notes.append("One seed: there are no intervals, and no difference here can be told from chance.")
     if missing := [
-        f"{_name(a)}, seed {seed}: {e['message']}" for a in arms for seed, e in a["failed"].items()
+        f"{_name(design, a)}, seed {seed}: {e['message']}" for a in arms for seed, e in a["failed"].items()
     ]:
         notes.append("Without a result: " + "; ".join(missing) + ".")
     ruled_out = [
-        f"{_name(a)}, {shown(t['setting'])}, seed {seed}: {error['message']}"
+        f"{_name(design, a)}, {design.shown(t['setting'])}, seed {seed}: {error['message']}"
         for a in arms
         for t in a["tuning"]
         for seed, error in t["failed"].items()
@@ -212,10 +212,10 @@ def _edges(design: Design, arm: Json) -> list[str]:
         numeric = [v for v in lists[key] if isinstance(v, int | float) and not isinstance(v, bool)]
         ends_open = key.startswith("train.")  # a learning rate has values beyond; a strength of 1 has none
         if ends_open and len(numeric) > 2 and value in (min(numeric), max(numeric)):
-            found.append(f"{_name(arm)}: {key} = {show_value(value)}")
+            found.append(f"{_name(design, arm)}: {key} = {show_value(value)}")
     return found
 
 
-def _name(arm: Json) -> str:
-    setting: Setting = arm["point"]
-    return arm["variant"] + (f" at {shown(setting)}" if setting else "")
+def _name(design: Design, arm: Json) -> str:
+    where = design.shown(arm["point"])
+    return arm["variant"] + (f" at {where}" if where else "")
