@@ -164,6 +164,18 @@ def test_with_local_privacy_clients_tell_nothing_but_their_uploads(recipe: Make,
     assert (result.directory / "report.html").exists()
 
 
+@pytest.mark.parametrize(("mechanism", "told"), [("central", True), ("local", False)])
+def test_scores_on_each_client_s_own_mix_of_labels_are_withheld_with_local_privacy(
+    recipe: Make, tmp_path: Path, mechanism: str, told: bool
+) -> None:
+    result = run(private(recipe, privacy__mechanism=mechanism), out=tmp_path / "run")
+    for record in (*result.records, result.summary["final"]):
+        assert "accuracy" in record
+        assert {name for name in record if "local_accuracy" in name} == (
+            {"local_accuracy", "validation_local_accuracy"} if told else set()
+        )
+
+
 def test_with_local_privacy_a_client_that_tells_more_is_refused(recipe: Make) -> None:
     adapter = Adapter({}, {"head": torch.zeros(3)})
     round = Round(build("fedit", {}, 0), 1, Participation((0,)), [None], "local")

@@ -14,9 +14,13 @@ import pytest
 
 from fedrot.errors import OutputError
 from fedrot.report import final_rows, load_run, verdict, write_report
+from fedrot.report.canvas import Chart
 from fedrot.report.digits import MISSING, decimal, fraction
+from fedrot.report.lines import loss_chart
 from fedrot.report.page import CHARTS
+from fedrot.report.plot import Plot
 from fedrot.report.words import HEADERS, shorten_sites
+from fedrot.tasks.glue import REGRESSION
 from tests.browser import browser, console_errors, requested, require_chromium
 from tests.run_directory import SITES, make_records, make_run, make_summary
 
@@ -344,6 +348,17 @@ def test_loss_that_is_not_finite_leaves_a_noted_gap(
     page = page_of(make_run(tmp_path / "run", edit=edit))
     assert ("training loss is not finite in round 5" in page.text) == (value is not None)
     assert "plot-loss" in page.identifiers
+
+
+def test_the_loss_has_its_task_s_name(tmp_path: Path) -> None:
+    plain, graded = make_run(tmp_path / "plain"), make_run(tmp_path / "graded")
+    config = graded / "config.toml"
+    config.write_text(config.read_text("utf-8").replace('data = "tweets"', f'data = "{REGRESSION}"'), "utf-8")
+    for path, said in ((plain, "Cross-entropy (nats)"), (graded, "Mean squared error")):
+        chart = loss_chart(load_run(path))
+        assert isinstance(chart, Chart)
+        assert isinstance(chart.draw, Plot)
+        assert chart.draw.y_title == said
 
 
 def test_no_evaluated_round_is_said_in_place_of_the_plots(tmp_path: Path, only: Callable[..., None]) -> None:

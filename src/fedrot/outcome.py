@@ -34,12 +34,12 @@ def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> Non
             f"at the best round on validation ({best['round']}): test {words(metric)} {best[metric]:.4f}"
         )
     if floor and final:
-        out.print(
-            _compared("linear probe, same federation without adapter (the floor)", floor, final),
-            soft_wrap=True,
-        )
-        told = "linear probe fitted centrally on all clients' data, penalty tuned"
-        out.print(_compared(told, floor["central"], final), soft_wrap=True)
+        for told, probe in (
+            ("linear probe, same federation without adapter (the floor)", floor),
+            ("linear probe fitted centrally on all clients' data, penalty tuned", floor["central"]),
+        ):
+            if metric in probe:
+                out.print(_compared(told, probe[metric], final[metric]), soft_wrap=True)
     _print_samples(out, directory)
     for name in ("report.html", "adapter"):
         if (directory / name).exists():
@@ -67,6 +67,6 @@ def words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
-def _compared(name: str, probe: dict[str, Any], final: dict[str, Any]) -> str:
-    gain = 100 * (final["accuracy"] - probe["accuracy"])
-    return f"{name}: {probe['accuracy']:.4f}; the adapter is {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}"
+def _compared(name: str, probe: float, final: float) -> str:
+    gain = 100 * (final - probe)
+    return f"{name}: {probe:.4f}; the adapter is {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}"

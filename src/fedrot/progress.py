@@ -67,9 +67,10 @@ class Display(Observer):
             soft_wrap=True,
         )
         if floor is not None:
+            name = self.metric if self.metric in floor else "accuracy"
             self.out.print(
-                f"linear probe on the frozen encoder: {floor['accuracy']:.4f} in this federation (the floor), "
-                f"{floor['central']['accuracy']:.4f} fitted centrally",
+                f"linear probe on the frozen encoder: {name} {floor[name]:.4f} in this federation (the floor), "
+                f"{floor['central'][name]:.4f} fitted centrally",
                 soft_wrap=True,
             )
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from fedrot.comparison.cell import figures
+from fedrot.comparison.charts import rounds_chart
+from fedrot.comparison.drawing import Spread
 from fedrot.comparison.reading import make_design
 from fedrot.comparison.results import figure, judged_by
 from fedrot.comparison.table import difference, headers, verdict
 from fedrot.comparison.tuning import Trial, choose
 from fedrot.errors import ConfigError
+from fedrot.report.canvas import PRINT
 from fedrot.report.scores import ACCURACY, Score
 
 PERPLEXITY = Score("perplexity", "lower")
@@ -78,6 +83,51 @@ def test_a_perplexity_is_told_in_its_own_units() -> None:
         "Test perplexity differs by more than its 95% interval in 1 of one comparison with fedit: "
         "fedrot by \u22120.400."
     )
+
+
+def by_round(name: str) -> dict[str, Any]:
+    """Results of a variant whose score rises from .05 to .45, with intervals of .3 to either side."""
+    rows = [
+        {"round": n, name: {"mean": mean, "low": mean - 0.3, "high": mean + 0.3}}
+        for n, mean in ((1, 0.05), (2, 0.45))
+    ]
+    return {
+        **{"metric": {"name": name, "better": "higher"}, "seeds": [1, 2], "variants": ["fedit"]},
+        "points": [{"name": "", "setting": {}}],
+        "arms": [{"variant": "fedit", "point": {}, "by_round": rows}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "axis"),
+    [
+        ("accuracy", 0.0, "Test accuracy, 0 to 1"),
+        ("matthews", -1.0, "Test Matthews correlation, \u22121 to 1"),
+        ("pearson", -1.0, "Test Pearson correlation, \u22121 to 1"),
+        ("spearman", -1.0, "Test Spearman correlation, \u22121 to 1"),
+        ("score", -1.0, "Test score, \u22121 to 1"),
+    ],
+)
+def test_a_score_has_its_own_lower_bound(name: str, least: float, axis: str) -> None:
+    assert Score(name).bounds == (least, 1.0)
+    assert Score(name).axis == axis
+    assert PERPLEXITY.bounds == (-math.inf, math.inf)
+    assert PERPLEXITY.axis == "Test perplexity"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "least"), [("matthews", "-0.250", -0.25), ("accuracy", ".000", -0.01)]
+)
+def test_an_interval_below_zero_is_told_and_drawn_where_there_can_be_one(
+    name: str, said: str, least: float
+) -> None:
+    chart = rounds_chart(by_round(name), 0)
+    assert chart is not None
+    assert isinstance(chart.draw, Spread)
+    assert f"fedit\t.050 ({said} to .350)" in chart.draw.plot.tips[0][1]
+    figure = Figure()
+    chart.draw(figure, PRINT)
+    assert figure.axes[0].get_ylim()[0] == pytest.approx(least)
 
 
 def test_scores_of_opposite_direction_are_not_compared() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fedrot.comparison.pool import Task
+from fedrot.comparison.sources import sources
 from fedrot.comparison.store import Json, Store
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.compat import reported
@@ -56,7 +57,7 @@ class CellWorker:
             )
         directory = self.store.rundir(key)
         run, config, resume = _reopen(directory, config)
-        watcher = _Watcher(tell, config.federation.rounds)
+        watcher = _Watcher(tell, config.federation.rounds, self.shared)
         started = time.perf_counter()
         result = run_local(config, run, resume=resume, observer=watcher, shared=self.shared)
         cell = {
@@ -64,6 +65,7 @@ class CellWorker:
             "config": config.model_dump(exclude={"output"}),
             "group_size": watcher.group_size,
             "digests": watcher.digests,
+            "sources": watcher.sources,
             "metric": result.summary["metric"],
             **figures(result.records, config, Score.of(result.summary["metric"])),
             "examples": result.summary["examples"],
@@ -80,15 +82,18 @@ class CellWorker:
 
 
 class _Watcher(Observer):
-    def __init__(self, tell: Tell, rounds: int) -> None:
+    def __init__(self, tell: Tell, rounds: int, shared: Shared) -> None:
         self.tell = tell
         self.rounds = rounds
+        self.shared = shared
         self.digests: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
         self.group_size = 0
 
     def started(self, federation: Federation, round: int, floor: Mapping[str, Any] | None) -> None:
         del round, floor
         self.digests = digests(federation)
+        self.sources = sources(federation, self.shared)
         self.group_size = federation.group_size
 
     def finished(self, record: Mapping[str, Any]) -> None:
@@ -111,12 +116,12 @@ def figures(
     """The numbers a cell is reported by, from its rounds.
 
     `final` is the last round (with `compat.validation_maximum` in `config` the best one), `best` the round whose
-    validation score was best (the first of equals). The aggregation error is the mean over the rounds that
-    recorded one; loss is the training loss of the last round. What no round recorded is None.
+    validation score was best (the first of equals; None where none is finite). The aggregation error is the mean
+    over the rounds that recorded one; loss is the training loss of the last round. What no round recorded is None.
     """
     evaluated = [record for record in records if score.name in record]
     last = evaluated[-1] if config is None else reported(config, evaluated, score.name, score.better)
-    validated = [record for record in evaluated if score.validation in record]
+    validated = [r for r in evaluated if math.isfinite(r.get(score.validation, math.nan))]
     best = max(validated, key=lambda r: (score.gain(r[score.validation]), -r["round"]), default=None)
     errors: Json = {}
     for name, key in (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fedrot.comparison.design import Arm, Design
-from fedrot.comparison.options import Setting, shown
+from fedrot.comparison.options import Setting
 from fedrot.comparison.pool import Task
 from fedrot.comparison.store import Store, cell_key
 from fedrot.comparison.tuning import choose, trials
@@ -20,13 +20,14 @@ class Cell:
     """One run of the comparison: the first arm that asks for it, its setting and its recipe."""
 
     arm: Arm
-    setting: Setting
+    setting: str
+    """What the arm chose or tries here, in words."""
     config: RunConfig
 
     @property
     def name(self) -> str:
         """For people."""
-        setting = f", {shown(self.setting)}" if self.setting else ""
+        setting = f", {self.setting}" if self.setting else ""
         return f"{self.arm.name}{setting}, seed {self.config.seed}"
 
     def task(self, key: str) -> Task:
@@ -42,7 +43,7 @@ def tuning_cells(design: Design, arms: Sequence[Arm]) -> Cells:
     if not design.tuned:
         return {}
     return _keyed(
-        (arm, setting, design.config(arm.variant, arm.point, setting, seed))
+        (arm, design.shown(setting), design.config(arm.variant, arm.point, setting, seed))
         for seed in design.choosing
         for arm in arms
         for setting in arm.candidates
@@ -53,7 +54,7 @@ def final_cells(design: Design, arms: Sequence[Arm], store: Store) -> Cells:
     """The runs that are reported: every arm with its chosen setting on all seeds; equal ones once."""
     settings = [(arm, _setting(design, arm, store)) for arm in arms]
     return _keyed(
-        (arm, setting, design.config(arm.variant, arm.point, setting, seed))
+        (arm, design.shown(setting), design.config(arm.variant, arm.point, setting, seed))
         for seed in design.seeds
         for arm, setting in settings
         if setting is not None
@@ -68,7 +69,7 @@ def _setting(design: Design, arm: Arm, store: Store) -> Setting | None:
     return None if best is None else best.setting
 
 
-def _keyed(cells: Iterable[tuple[Arm, Setting, RunConfig]]) -> Cells:
+def _keyed(cells: Iterable[tuple[Arm, str, RunConfig]]) -> Cells:
     found: Cells = {}
     for arm, setting, config in cells:
         found.setdefault(cell_key(config), Cell(arm, setting, config))

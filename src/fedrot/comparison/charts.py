@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedrot.comparison.drawing import Bands, RowMark, Rows, Spread
-from fedrot.comparison.options import show_value, shown
-from fedrot.comparison.table import name_of, score_of
+from fedrot.comparison.options import show_value
+from fedrot.comparison.table import in_words, name_of, score_of
 from fedrot.report.canvas import WIDE, Chart, Key
 from fedrot.report.digits import byte_unit, decimal
 from fedrot.report.plot import Line, Plot
@@ -104,7 +104,7 @@ def rounds_chart(results: Json, number: int) -> Chart | None:
         f"rounds-{number}",
         title,
         caption,
-        Spread(plot, bands, within=score.share),
+        Spread(plot, bands, within=score.bounds),
         _keys(results, list(curves)),
     )
 
@@ -176,12 +176,12 @@ def _grid_chart(results: Json, key: str, values: Sequence[Any], other: Json, num
     caption = f"Test {score.words} of the last round, mean over seeds; values are equally spaced." + (
         " Bars are 95% t-intervals, cut off where they leave the frame." if bands else ""
     )
-    title = f"{score.title} by {key}" + (f" ({shown(other)})" if other else "")
+    title = f"{score.title} by {key}" + (f" ({in_words(results, other)})" if other else "")
     return Chart(
         f"grid-{number}",
         title,
         caption,
-        Spread(plot, bands, ticks, within=score.share),
+        Spread(plot, bands, ticks, within=score.bounds),
         _keys(results, list(curves)),
     )
 
@@ -199,11 +199,10 @@ def differences_chart(results: Json) -> Chart | None:
         span = None if found["low"] is None else (scale * found["low"], scale * found["high"])
         seeds = [f"seed {seed}\t{points(value)}" for seed, value in found["by_seed"].items()]
         interval = [] if span is None else [f"95%\t{points(found['low'])} to {points(found['high'])}"]
-        tip = "\n".join([name_of(arm), f"mean\t{points(found['mean'])}", *interval, *seeds])
+        name = name_of(results, arm)
+        tip = "\n".join([name, f"mean\t{points(found['mean'])}", *interval, *seeds])
         dots = [scale * value for value in found["by_seed"].values()]
-        rows.append(
-            RowMark(name_of(arm), tip, look[arm["variant"]].colour, scale * found["mean"], span, dots)
-        )
+        rows.append(RowMark(name, tip, look[arm["variant"]].colour, scale * found["mean"], span, dots))
     if not rows:
         return None
     caption = (
@@ -227,12 +226,9 @@ def errors_chart(results: Json) -> Chart | None:
         ours, plain = arm["mean"].get("error"), arm["mean"].get("error_unaligned")
         if ours is None or plain is None:
             continue
-        tip = (
-            f"{name_of(arm)}\nbroadcast\t{decimal(ours['mean'])}\nwithout alignment\t{decimal(plain['mean'])}"
-        )
-        rows.append(
-            RowMark(name_of(arm), tip, look[arm["variant"]].colour, ours["mean"], None, (), plain["mean"])
-        )
+        name = name_of(results, arm)
+        tip = f"{name}\nbroadcast\t{decimal(ours['mean'])}\nwithout alignment\t{decimal(plain['mean'])}"
+        rows.append(RowMark(name, tip, look[arm["variant"]].colour, ours["mean"], None, (), plain["mean"]))
     if not rows:
         return None
     caption = (
@@ -246,9 +242,8 @@ def errors_chart(results: Json) -> Chart | None:
 def _interval(found: Json, score: Score) -> str:
     if found["low"] is None:
         return score.show(found["mean"])
-    low, high = (
-        (max(found["low"], 0.0), min(found["high"], 1.0)) if score.share else (found["low"], found["high"])
-    )
+    least, most = score.bounds
+    low, high = max(found["low"], least), min(found["high"], most)
     return f"{score.show(found['mean'])} ({score.show(low)} to {score.show(high)})"
 
 

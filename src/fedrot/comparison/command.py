@@ -15,7 +15,7 @@ from fedrot.comparison.cells import remaining_cells
 from fedrot.comparison.dealing import check_dealing
 from fedrot.comparison.design import Arm, Design
 from fedrot.comparison.display import Display, duration
-from fedrot.comparison.options import parse_assignments, parse_list, parse_variant, shown
+from fedrot.comparison.options import parse_assignments, parse_list, parse_variant
 from fedrot.comparison.published import (
     HEADERS,
     PublishedTable,
@@ -158,7 +158,7 @@ def print_estimate(design: Design, console: Console) -> None:
     """Say what all runs take on several devices, from the recipes alone."""
     devices = (*DEVICES, this_cpu(precision(first_config(design, next(design.arms())))))
     arms = [
-        Arms(shown(arm.point), arm.variant, runs, forecast(first_config(design, arm), devices))
+        Arms(arm.point, arm.where, arm.variant, runs, forecast(first_config(design, arm), devices))
         for arm, runs in remaining_cells(design)
     ]
     print_comparison(arms, console)

@@ -77,7 +77,12 @@ class Design:
         """Every variant at every grid point."""
         for point in self.points:
             for label in self.variants:
-                yield Arm(label, point, tuple(candidates(self, label)))
+                yield Arm(label, point, tuple(candidates(self, label)), self.shown(point))
+
+    def shown(self, setting: Setting) -> str:
+        """A grid point or chosen setting in one line that no other one has."""
+        own = (key for lists in self.own_tune.values() for key in lists)
+        return shown(setting, {*self.varied, *self.tune, *own})
 
     def config(self, label: str, point: Setting, setting: Setting, seed: int) -> RunConfig:
         """The recipe of one cell.
@@ -109,11 +114,13 @@ class Arm:
     variant: str
     point: Setting
     candidates: tuple[Setting, ...]
+    where: str
+    """The grid point in words; nothing without a grid."""
 
     @property
     def name(self) -> str:
         """For messages."""
-        return self.variant + (f" at {shown(self.point)}" if self.point else "")
+        return self.variant + (f" at {self.where}" if self.where else "")
 
 
 def candidates(design: Design, label: str) -> list[Setting]:

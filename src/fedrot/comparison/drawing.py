@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,8 +24,8 @@ class Spread:
     plot: Plot
     bands: Bands
     ticks: Sequence[tuple[float, str]] = ()
-    within: bool = True
-    """Values lie between 0 and 1."""
+    within: tuple[float, float] = (0.0, 1.0)
+    """Between which values lie; the axis ends just beyond."""
 
     def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
         """Draw on an empty figure."""
@@ -44,7 +43,7 @@ class Spread:
                     x, lows, highs, color=theme.series[colour], alpha=0.13, linewidth=0, zorder=0
                 )
             reach = min(reach[0], *lows), max(reach[1], *highs)
-        floor, ceiling = (-0.01, 1.01) if self.within else (-math.inf, math.inf)
+        floor, ceiling = self.within[0] - 0.01, self.within[1] + 0.01
         axes.set_ylim(max(reach[0], low - room, floor), min(reach[1], high + room, ceiling))
         if self.ticks:
             axes.set_xticks([x for x, _ in self.ticks], [label for _, label in self.ticks])

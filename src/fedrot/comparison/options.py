@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from fedrot.errors import ConfigError
@@ -105,9 +106,34 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Setting:
     return setting
 
 
-def shown(setting: Mapping[str, Any]) -> str:
-    """A setting in one line, keys without their section: `clients = 10, lr = 0.003`."""
-    return ", ".join(f"{key.rpartition('.')[2]} = {show_value(value)}" for key, value in setting.items())
+def shown(setting: Mapping[str, Any], varied: Iterable[str] = ()) -> str:
+    """A setting in one line, keys without their section where that leaves no doubt.
+
+    Args:
+        setting: dotted keys with their values.
+        varied: all keys that the comparison varies, of which two may end alike.
+
+    >>> shown({"federation.clients": 10, "train.lr": 0.003})
+    'clients = 10, lr = 0.003'
+    >>> shown({"partition.alpha": 1}, ["partition.alpha", "lora.alpha"])
+    'partition.alpha = 1'
+    """
+    ends = Counter(_end(key) for key in {*varied, *setting})
+    return ", ".join(
+        f"{_end(key) if ends[_end(key)] == 1 else key} = {show_value(value)}"
+        for key, value in setting.items()
+    )
+
+
+def varied_keys(compare: Mapping[str, Any]) -> set[str]:
+    """The keys that a comparison varies or chooses, from its `[compare]` table."""
+    listed = (key for point in compare.get("listed", ()) for key in point)
+    tuned = (key.rpartition(":")[2] for key in compare.get("tune", ()))
+    return {*compare.get("grid", ()), *listed, *tuned}
+
+
+def _end(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def show_value(value: object) -> str:

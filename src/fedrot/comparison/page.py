@@ -25,6 +25,7 @@ from fedrot.comparison.table import (
     decided,
     explanation,
     headers,
+    in_words,
     markdown,
     rows,
     score_of,
@@ -115,11 +116,11 @@ def _tiles(results: Json) -> list[tuple[str, str, str]]:
     if arms:
         best = max(arms, key=lambda arm: score.gain(arm["mean"][score.name]["mean"]))
         name = f"{'Highest' if score.better == 'higher' else 'Lowest'} {score.words}"
-        tiles.append((name, score.show(best["mean"][score.name]["mean"]), _place(best)))
+        tiles.append((name, score.show(best["mean"][score.name]["mean"]), _place(results, best)))
         others = [arm for arm in arms if score.name in arm["difference"]]
         if others:
             far = max(others, key=lambda arm: abs(arm["difference"][score.name]["mean"]))
-            remark = f"{score.unit.strip()} to {results['baseline']}: {_place(far)}".strip()
+            remark = f"{score.unit.strip()} to {results['baseline']}: {_place(results, far)}".strip()
             tiles.append(("Largest difference", score.change(far["difference"][score.name]["mean"]), remark))
             count = sum(decided(arm, score) for arm in others)
             tiles.append(
@@ -138,8 +139,8 @@ def _tiles(results: Json) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _place(arm: Json) -> str:
-    where = ", ".join(f"{key.rpartition('.')[2]} {show_value(value)}" for key, value in arm["point"].items())
+def _place(results: Json, arm: Json) -> str:
+    where = in_words(results, arm["point"])
     return arm["variant"] + (f", {where}" if where else "")
 
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedrot.comparison.design import Arm, Design
-from fedrot.comparison.options import Setting, show_value, shown
+from fedrot.comparison.fairness import Fairness
+from fedrot.comparison.options import show_value
 from fedrot.comparison.reading import as_table
 from fedrot.comparison.stats import estimate, paired
 from fedrot.comparison.store import Json, Store, cell_key
 from fedrot.comparison.tuning import Trial, choose, trials
-from fedrot.config import differences, parse_config
-from fedrot.errors import ConfigError
 from fedrot.report.scores import Score
 
 OWN = ("loss", "error", "error_unaligned", "error_absolute", "bytes", "seconds")
@@ -51,41 +50,6 @@ def measured(score: Score, cells: Sequence[Json]) -> list[str]:
     return [score.name, f"best_{score.name}", *others, *OWN]
 
 
-class Fairness:
-    """Holds all variants of a grid point and seed to the same data, clients, initial adapter and evaluation."""
-
-    def __init__(self) -> None:
-        self.first: dict[tuple[str, int], tuple[str, Json]] = {}
-
-    def check(self, arm: Arm, cell: Json) -> None:
-        """Compare a finished cell with the first of its grid point and seed.
-
-        Raises:
-            ConfigError: something differs; the recipe keys that differ are named.
-        """
-        place = (str(arm.point), cell["config"]["seed"])
-        other, reference = self.first.setdefault(place, (arm.variant, cell))
-        unlike = sorted(
-            name
-            for name in cell["digests"].keys() | reference["digests"].keys()
-            if cell["digests"].get(name) != reference["digests"].get(name)
-        )
-        if not unlike:
-            return
-        keys = differences(parse_config(reference["config"]), parse_config(cell["config"]))
-        because = [line for line in keys if not line.startswith(("method.", "train.lr"))]
-        why = (
-            "it comes from\n  " + "\n  ".join(because)
-            if because
-            else "the data or model files changed in between"
-        )
-        raise ConfigError(
-            f"{other!r} and {arm.variant!r} do not start alike with seed {place[1]}"
-            + (f" at {shown(arm.point)}" if arm.point else "")
-            + f" ({', '.join(unlike)}); {why}\nvariants and tuned keys may not change this; a grid key may"
-        )
-
-
 def collect(design: Design, store: Store) -> Json:
     """Everything the comparison found.
 
@@ -108,7 +72,7 @@ def collect(design: Design, store: Store) -> Json:
         "variants": list(design.variants),
         "recipe": design.recipe,
         "compare": as_table(design),
-        "points": [{"name": shown(point), "setting": point} for point in design.points],
+        "points": [{"name": design.shown(point), "setting": point} for point in design.points],
         "arms": arms,
         "notes": _notes(design, arms, cells),
         "versions": _one_or_all(cell["versions"] for cell in cells),
@@ -218,11 +182,11 @@ def _notes(design: Design, arms: Sequence[Json], cells: Sequence[Json]) -> list[
     if len(design.seeds) == 1:
         notes.append("One seed: there are no intervals, and no difference here can be told from chance.")
     if missing := [
-        f"{_name(a)}, seed {seed}: {e['message']}" for a in arms for seed, e in a["failed"].items()
+        f"{_name(design, a)}, seed {seed}: {e['message']}" for a in arms for seed, e in a["failed"].items()
     ]:
         notes.append("Without a result: " + "; ".join(missing) + ".")
     ruled_out = [
-        f"{_name(a)}, {shown(t['setting'])}, seed {seed}: {error['message']}"
+        f"{_name(design, a)}, {design.shown(t['setting'])}, seed {seed}: {error['message']}"
         for a in arms
         for t in a["tuning"]
         for seed, error in t["failed"].items()
@@ -248,10 +212,10 @@ def _edges(design: Design, arm: Json) -> list[str]:
         numeric = [v for v in lists[key] if isinstance(v, int | float) and not isinstance(v, bool)]
         ends_open = key.startswith("train.")  # a learning rate has values beyond; a strength of 1 has none
         if ends_open and len(numeric) > 2 and value in (min(numeric), max(numeric)):
-            found.append(f"{_name(arm)}: {key} = {show_value(value)}")
+            found.append(f"{_name(design, arm)}: {key} = {show_value(value)}")
     return found
 
 
-def _name(arm: Json) -> str:
-    setting: Setting = arm["point"]
-    return arm["variant"] + (f" at {shown(setting)}" if setting else "")
+def _name(design: Design, arm: Json) -> str:
+    where = design.shown(arm["point"])
+    return arm["variant"] + (f" at {where}" if where else "")

@@ -14,9 +14,10 @@ from fedrot.comparison.cell import CellWorker, end_of_worker
 from fedrot.comparison.cells import Cells, distinct, failures, final_cells, tuning_cells
 from fedrot.comparison.dealing import check_dealing
 from fedrot.comparison.design import Design
+from fedrot.comparison.fairness import Fairness
 from fedrot.comparison.pool import Pool, Task, Watch, work_here
 from fedrot.comparison.reading import make_design, split_recipe
-from fedrot.comparison.results import Fairness, collect
+from fedrot.comparison.results import collect
 from fedrot.comparison.store import Json, Store
 from fedrot.config import RunConfig, parse_config
 from fedrot.errors import ConfigError
@@ -163,6 +164,7 @@ def run_design(
         for name in ("tuning", "runs"):
             wanted = tuning_cells(design, arms) if name == "tuning" else final_cells(design, arms, store)
             tasks = [cell.task(key) for key, cell in wanted.items() if not store.done(key)]
+            _check_done(wanted, store, fairness)
             each = len(design.seeds) - len(design.choosing)  # the runs that chose are not run again
             later = each * len(distinct(design, arms)) if name == "tuning" and wanted else 0
             watcher.phase(name, len(tasks), len(wanted) - len(tasks), later)
@@ -174,6 +176,18 @@ def run_design(
     results = collect(design, store)
     write_results(store, results)
     return Comparison(results, failures(design, store), path)
+
+
+def _check_done(wanted: Cells, store: Store, fairness: Fairness) -> None:
+    """Hold cells of before to each other, so that the first new one that differs from them ends the comparison.
+
+    Raises:
+        ConfigError: see `Fairness`.
+    """
+    for key, cell in wanted.items():
+        found = store.cell(key)
+        if found is not None and "failure" not in found:
+            fairness.check(cell.arm, found)
 
 
 class _Checked(Watch):

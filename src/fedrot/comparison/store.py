@@ -145,10 +145,12 @@ def plan_differences(stored: Json, design: Design) -> list[str]:
         elif new["variants"][label] != setting:
             lines.append(f"variant {label!r}: {shown(setting)} -> {shown(new['variants'][label])}")
     lines += [f"seed {seed}: left out" for seed in old["seeds"] if seed not in new["seeds"]]
-    before = Design(**_points_of(old)).points
+    was = Design(**_points_of(old))
     now = json.loads(json.dumps(design.points))
     lines += [
-        f"grid point {shown(point) or '(the recipe)'}: left out" for point in before if point not in now
+        f"grid point {was.shown(point) or '(the recipe)'}: left out"
+        for point in was.points
+        if point not in now
     ]
     tuned = bool(old["tune"] or new["tune"])
     for key in ("trials", "tune_seeds") if tuned else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedrot.comparison.options import shown
+from fedrot.comparison.options import shown, varied_keys
 from fedrot.report.digits import MISSING, data_size, decimal, fraction
 from fedrot.report.scores import ACCURACY, Score
 
@@ -128,7 +128,7 @@ def verdict(results: Json) -> str:
     if not clear:
         return f"No difference in test {score.words} is larger than its 95% interval{places}."
     said = [
-        f"{name_of(arm)} by {score.change(arm['difference'][score.name]['mean'])}{score.unit}"
+        f"{name_of(results, arm)} by {score.change(arm['difference'][score.name]['mean'])}{score.unit}"
         for arm in sorted(clear, key=lambda arm: -abs(arm["difference"][score.name]["mean"]))
     ]
     more = f", and {len(said) - 4} more" if len(said) > 4 else ""
@@ -138,9 +138,14 @@ def verdict(results: Json) -> str:
     ) + (f" With {len(others)} intervals of 95%, some miss by chance." if len(others) > 5 else "")
 
 
-def name_of(arm: Json) -> str:
+def in_words(results: Json, setting: Json) -> str:
+    """A grid point or chosen setting in one line that no other one has."""
+    return shown(setting, varied_keys(results.get("compare", {})))
+
+
+def name_of(results: Json, arm: Json) -> str:
     """The variant with its grid point."""
-    return arm["variant"] + (f" ({shown(arm['point'])})" if arm["point"] else "")
+    return arm["variant"] + (f" ({in_words(results, arm['point'])})" if arm["point"] else "")
 
 
 def tuning_rows(results: Json) -> list[list[str]]:
@@ -149,8 +154,8 @@ def tuning_rows(results: Json) -> list[list[str]]:
     return [
         [
             arm["variant"],
-            shown(arm["point"]) or MISSING,
-            shown(trial["setting"]),
+            in_words(results, arm["point"]) or MISSING,
+            in_words(results, trial["setting"]),
             "failed" if trial["mean"] is None else score.show(trial["mean"], 4),
             "chosen" if trial["setting"] == arm["chosen"] else "",
         ]

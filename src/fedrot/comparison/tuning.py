@@ -14,7 +14,7 @@ from fedrot.report.scores import ACCURACY, Score
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate with its validation scores by seed; `failed` are the errors of seeds that have none."""
+    """A candidate with its validation scores by seed; `failed` says why other seeds have none that is finite."""
 
     setting: Setting
     scores: Mapping[int, float]
@@ -30,7 +30,8 @@ class Trial:
     def rank(self) -> tuple[float, float]:
         """What is maximised: the score, turned so that more is better, then, among equals, a low loss."""
         assert self.mean is not None
-        return self.score.gain(self.mean), -math.fsum(self.loss.values()) / len(self.loss)
+        loss = math.fsum(self.loss.values()) / len(self.loss)
+        return self.score.gain(self.mean), -loss if math.isfinite(loss) else -math.inf
 
 
 def trials(design: Design, arm: Arm, store: Store) -> list[Trial]:
@@ -47,8 +48,12 @@ def trials(design: Design, arm: Arm, store: Store) -> list[Trial]:
                 failed[seed] = (cell or {}).get("failure", {"kind": "Missing", "message": "was not run"})
             else:
                 score = Score.of(cell.get("metric"))
-                scores[seed] = cell["final"][score.validation]
-                loss[seed] = cell["final"]["validation_loss"]
+                value = cell["final"][score.validation]
+                if math.isfinite(value):
+                    scores[seed], loss[seed] = value, cell["final"]["validation_loss"]
+                else:
+                    message = f"its validation {score.words} is {value}, which no choice can go by"
+                    failed[seed] = {"kind": "NotFinite", "message": message}
         found.append(Trial(setting, scores, loss, failed, score))
     return found
 

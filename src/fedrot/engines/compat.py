@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -189,8 +190,12 @@ def weight(config: RunConfig, examples: int) -> float:
 def reported(
     config: RunConfig, evaluated: Sequence[Mapping[str, Any]], metric: str, better: str
 ) -> Mapping[str, Any]:
-    """Of the evaluated rounds, the one that the run is reported by: the last, or the best of them in hindsight."""
-    if "validation_maximum" not in flags(config):
+    """Of the evaluated rounds, the one that the run is reported by: the last, or the best of them in hindsight.
+
+    A score that is not finite is never the best; where no round has another, it is the last round all the same.
+    """
+    finite = [record for record in evaluated if math.isfinite(record[metric])]
+    if "validation_maximum" not in flags(config) or not finite:
         return evaluated[-1]
     sign = 1 if better == "higher" else -1
-    return max(evaluated, key=lambda record: (sign * record[metric], -record["round"]))
+    return max(finite, key=lambda record: (sign * record[metric], -record["round"]))

@@ -33,8 +33,9 @@ def evaluate_state(federation: Federation, state: ServerState) -> dict[str, floa
 
     The task's metrics and the loss are those of the model on the common split. Where examples have classes,
     `local_accuracy` is what a client can expect on its own mix of labels, from the recall of each class on the split,
-    averaged over all clients with their aggregation weights. Where clients keep a part of the model, every figure is
-    the weighted mean over all clients, each with its own model.
+    averaged over all clients with their aggregation weights; it is left out with local privacy, which promises that
+    nothing recorded comes from exact counts. Where clients keep a part of the model, every figure is the weighted mean
+    over all clients, each with its own model.
     """
     return recorded({name: _scores(federation, state, split) for name, split in federation.tested.items()})
 
@@ -91,9 +92,9 @@ def _kind(federation: Federation, state: ServerState, client: int) -> Kind:
 def _local(
     federation: Federation, clients: Sequence[int], recalls: Sequence[Tensor | None]
 ) -> dict[str, float]:
-    """`local_accuracy` of these clients, where examples have classes and somebody's mix of them is known."""
+    """`local_accuracy` of these clients, where examples have classes and somebody's mix of them may be known."""
     known = [recall for recall in recalls if recall is not None]
-    if not known:
+    if not known or federation.config.privacy.mechanism == "local":
         return {}
     counts = federation.label_counts()[list(clients)]
     local = expected_accuracy(torch.stack(known), counts, _weights(federation, clients))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -81,7 +82,7 @@ def _write_results(
     evaluated = [record for record in records if metric.name in record]
     chosen = f"validation_{metric.name}"
     best = max(
-        (record for record in evaluated if chosen in record),
+        (record for record in evaluated if math.isfinite(record.get(chosen, math.nan))),
         key=lambda record: (metric.gain(record[chosen]), -record["round"]),
         default=None,
     )

@@ -12,14 +12,14 @@ from fedrot.core.adapter import normalise
 from fedrot.engines.setup import Federation
 from fedrot.evaluate import frozen_features
 from fedrot.server import choose_clients
-from fedrot.tasks import linear_probe, loss, metrics
+from fedrot.tasks import linear_probe, loss
 
 
 def floors(federation: Federation) -> dict[str, Any]:
     """Both probes, on the features that the head's first layer sees of the frozen encoder.
 
     Returns:
-        `accuracy`, `macro_f1`, `examples` and `rounds` of the federated probe, which is the floor: the same federation
+        The task's scores, `examples` and `rounds` of the federated probe, which is the floor: the same federation
         without its adapter. Under `central`, those of a logistic regression fitted to all clients' examples in one
         place, its penalty chosen on the validation split: what a federation could reach at most with this encoder.
     """
@@ -30,7 +30,6 @@ def floors(federation: Federation) -> dict[str, Any]:
     }
     labels = {name: split.data.labels for name, split in federation.splits.items()}
     federated = federated_probe(federation, features["train"])
-    scores = metrics(features["test"] @ federated[:-1] + federated[-1], labels["test"])
     pairs = {name: (features[name].cpu(), labels[name].cpu()) for name in features}
     central = linear_probe(
         *pairs["train"],
@@ -40,17 +39,23 @@ def floors(federation: Federation) -> dict[str, Any]:
         federation.config.seed,
     )
     return {
-        "accuracy": scores["accuracy"],
-        "macro_f1": scores["macro_f1"],
+        **_scores(federation, features["test"] @ federated[:-1] + federated[-1]),
         "examples": len(labels["train"]),
         "rounds": federation.config.federation.rounds,
         "central": {
+            **_scores(federation, central.logits.to(labels["test"].device)),
             "accuracy": central.accuracy,
             "macro_f1": central.macro_f1,
             "l2": central.l2,
             "examples": central.examples,
         },
     }
+
+
+def _scores(federation: Federation, logits: Tensor) -> dict[str, float]:
+    """What the task measures on the test split, from `(n, labels)` logits."""
+    found = federation.objective.metrics(logits, federation.test.data)
+    return {name: value for name, value in found.items() if name != "loss"}
 
 
 def federated_probe(federation: Federation, features: Tensor) -> Tensor:

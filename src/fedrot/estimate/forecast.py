@@ -19,6 +19,7 @@ from fedrot.estimate.shape import Shape
 from fedrot.estimate.wire import Bytes, messages
 from fedrot.estimate.work import Work, work
 from fedrot.server import cohort_size
+from fedrot.tasks.splits import part
 
 SIZES = {
     "glue:cola": (8551, 1043, 2),
@@ -31,9 +32,9 @@ SIZES = {
     "glue:stsb": (5749, 1500, 1),
     "glue:wnli": (635, 71, 2),
     "hub:openai/gsm8k:main": (7473, 1319, 0),
-    "tweets": (38000, 0, 3),
+    "tweets": (37233, 0, 3),
 }
-"""Training and test examples and outputs of public data; 0 where the recipe splits test examples off."""
+"""Training and test examples, each text once, and outputs of public data; 0 where test examples are split off."""
 
 
 @dataclass(frozen=True)
@@ -126,20 +127,22 @@ def _examples(config: RunConfig, notes: list[str]) -> tuple[int | None, int, int
     """Training examples, if known; examples of all evaluated splits, as far as known; and outputs of a classifier."""
     task = config.task
     known, test, outputs = SIZES.get(task.data, (None, 0, 2))
-    if known is not None and not test:
-        test = round(task.test_fraction * known)
-    if test and task.max_test:
-        test = min(test, task.max_test)
-    test = test or task.max_test or 0
+    train = known
+    if known is not None and not test and task.test_data is None:
+        test = part(known, task.test_fraction)
+        train = known - test
+    held = 0
+    if task.validation_fraction:
+        held = (task.max_validation or 0) if known is None else part(known, task.validation_fraction)
+        train = None if train is None else train - held  # all of it, also where `max_validation` keeps less
+    if task.max_train is not None:
+        train = task.max_train if train is None else min(train, task.max_train)
+    test = min(test or task.max_test or 0, task.max_test or test)
+    held = min(held, task.max_validation or held)
     if not test:
         notes.append(
             "evaluation is not counted: how many test examples there are shows when the data is read"
         )
-    held = round(task.validation_fraction * known) if known is not None else (task.max_validation or 0)
-    held = min(held, task.max_validation or held) if task.validation_fraction else 0
-    train = None if known is None else known - held
-    if task.max_train is not None:
-        train = task.max_train if train is None else min(train, task.max_train)
     if task.name != "generate" and task.data not in SIZES and not task.labels:
         notes.append("the number of classes shows when the data is read; taken to be 2")
     return train, test + held, outputs

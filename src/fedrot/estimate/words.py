@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -69,9 +70,10 @@ def _row(place: OnDevice) -> tuple[str, str, str, str]:
 
 @dataclass(frozen=True)
 class Arms:
-    """Runs that cost alike: where in the grid, of which variant, how many, and the forecast of one."""
+    """Runs that cost alike: where in the grid, also in words, of which variant, how many, and the forecast of one."""
 
-    point: str
+    point: Mapping[str, Any]
+    where: str
     variant: str
     runs: int
     one: Forecast
@@ -86,12 +88,13 @@ def print_comparison(arms: Sequence[Arms], console: Console) -> None:
     """Hours of every variant at every grid point, one table a point, and of all runs."""
     headers = ("runs", "sent by one", *(f"hours, {place.device.short}" for place in arms[0].one.devices))
     totals: list[float | None] = [0.0] * len(arms[0].one.devices)
-    for point in dict.fromkeys(arm.point for arm in arms):
-        table = Table(box=None, pad_edge=False, title=escape(point) or None, title_justify="left")
+    firsts = [arm for number, arm in enumerate(arms) if arm.point not in [a.point for a in arms[:number]]]
+    for first in firsts:
+        table = Table(box=None, pad_edge=False, title=escape(first.where) or None, title_justify="left")
         table.add_column("variant")
         for header in headers:
             table.add_column(header, justify="right")
-        for arm in (arm for arm in arms if arm.point == point):
+        for arm in (arm for arm in arms if arm.point == first.point):
             times = arm.hours
             totals = [None if a is None or b is None else a + b for a, b in zip(totals, times, strict=True)]
             sent = data_size(arm.one.bytes.up + arm.one.bytes.down)

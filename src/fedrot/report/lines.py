@@ -10,8 +10,8 @@ from fedrot.report.canvas import Chart, Key
 from fedrot.report.digits import byte_unit, decimal, fraction
 from fedrot.report.load import Record, Run, finite, number, rotated
 from fedrot.report.plot import Line, Plot, Point
+from fedrot.report.probes import central_of, floor_of
 from fedrot.report.scores import Score
-from fedrot.report.words import central_probe
 
 
 def _series(records: Sequence[Record], key: str) -> list[Point]:
@@ -59,16 +59,18 @@ def score_chart(run: Run) -> Chart | str:
             f"No round was evaluated, so there is no {score.words} to plot (see federation.evaluate_every)."
         )
     probe = run.fact("probe")
-    floor = float(probe["accuracy"]) if probe else None
-    if (central := central_probe(probe)) is not None:
+    floor = floor_of(probe, score)
+    if (central := central_of(probe, score)) is not None:
         ends = [(int(run.records[0]["round"]), central), (int(run.records[-1]["round"]), central)]
         lines.append(Line(f"central linear probe {fraction(central)}", ends, 2, "dashed"))
     tips = _round_tips(run.records, shown, score.share)
-    title = "Score, 0 to 1" if score.share else score.axis
+    title = f"Score{score.range}" if score.share else score.axis
     plot = Plot(lines, "Round", title, tips, floor=floor, share=score.share)
     caption = (
         "The dotted line is a linear classifier on the frozen encoder, trained in the same federation: the floor an "
         "adapter must beat. A central one would need all clients' data in one place."
+        if floor is not None
+        else f"The linear probe of this run was not judged by {score.words}, so there is no floor to draw."
         if probe
         else "No linear probe was fitted; set output.probe = true to see the floor an adapter must beat."
         if run.summary is not None
@@ -90,7 +92,7 @@ def loss_chart(run: Run) -> Chart | str:
     if not values:
         return "No round recorded a finite loss."
     log = min(values) > 0 and max(values) / min(values) > 50
-    plot = Plot(lines, "Round", "Cross-entropy (nats)", _round_tips(run.records, shown, False), log=log)
+    plot = Plot(lines, "Round", run.loss, _round_tips(run.records, shown, False), log=log)
     caption = "Training loss is the mean over clients and their local steps; it is taken before averaging."
     return Chart("loss", "Loss by round", caption, plot, _keys(lines))
 
@@ -190,8 +192,7 @@ def score_by_bytes_chart(run: Run) -> Chart | str:
         )
     size, unit = byte_unit(totals[-1])
     points = [(total / size, value) for total, value, _ in scored]
-    probe = run.fact("probe")
-    floor = float(probe["accuracy"]) if probe else None
+    floor = floor_of(run.fact("probe"), score)
     tips = [(t / size, f"{t / size:.3g} {unit}, round {r}\ntest\t{score.show(v)}") for t, v, r in scored]
     lines = [Line("test", points, 0)]
     title = f"Sent so far, up and down ({unit})"

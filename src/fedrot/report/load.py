@@ -16,6 +16,8 @@ from fedrot.report.schema import BROKEN_SUMMARY, Record, check_record, check_sum
 from fedrot.report.scores import ACCURACY, Score
 
 _NOT_A_RUN = "give the directory a `fedrot run` wrote, or run the recipe again"
+GRADES = ("classify", "glue:stsb")
+"""Name and data of the task whose labels are grades, see `fedrot.tasks.grade`."""
 _RESUME = "To go on with it: fedrot run --resume --out DIR."
 
 
@@ -48,6 +50,12 @@ class Run:
             lower = any("perplexity" in record for record in self.records)
             return Score("perplexity", "lower") if lower else ACCURACY
         return Score.of(found)
+
+    @property
+    def loss(self) -> str:
+        """What clients minimise: the squared error of grades, elsewhere cross-entropy."""
+        graded = (self.setting("task", "name", "classify"), self.setting("task", "data")) == GRADES
+        return "Mean squared error" if graded else "Cross-entropy (nats)"
 
     @property
     def method(self) -> str:

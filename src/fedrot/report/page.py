@@ -10,16 +10,17 @@ from typing import Any
 
 from fedrot.errors import OutputError
 from fedrot.report.canvas import Chart, render_png, render_svgs
-from fedrot.report.digits import MISSING, data_size, fraction
+from fedrot.report.digits import MISSING, data_size
 from fedrot.report.lines import bytes_chart, error_chart, loss_chart, score_by_bytes_chart, score_chart
 from fedrot.report.load import Record, Run, finite, load_run, rotated
 from fedrot.report.maps import rotation_chart, skew_chart
 from fedrot.report.privacy import is_private, privacy_chart, privacy_fact, privacy_words
+from fedrot.report.probes import central_of, floor_of
 from fedrot.report.samples import said
+from fedrot.report.scores import Score
 from fedrot.report.strength import diagnosed, strength_chart
 from fedrot.report.words import (
     alignment_change,
-    central_probe,
     final_score,
     headers_of,
     percent,
@@ -120,10 +121,15 @@ def _verdict(run: Run) -> tuple[str, str]:
     return verdict(run.records, run.summary, run.config), privacy_words(run.records, run.config)
 
 
-def _probe_remark(probe: Mapping[str, Any]) -> str:
-    central = central_probe(probe)
+def _probe_remark(run: Run, score: Score) -> str:
+    probe = run.fact("probe")
+    if probe is None:
+        return "not fitted (output.probe)" if run.summary is not None else "known when the run finishes"
+    if floor_of(probe, score) is None:
+        return f"not judged by {score.words}"
+    central = central_of(probe, score)
     return "same federation, no adapter" + (
-        f"; {fraction(central)} fitted centrally" if central is not None else ""
+        f"; {score.show(central)} fitted centrally" if central is not None else ""
     )
 
 
@@ -147,11 +153,9 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
     at_best = next((finite(r, score.name) for r in run.records if r["round"] == best), None)
     remark = "no validation split was scored" if best is None else f"round {best}, chosen on validation"
     tiles.append(("At the best validation", score.show(at_best), remark))
-    probe = run.fact("probe")
-    absent = "not fitted (output.probe)" if run.summary is not None else "known when the run finishes"
-    floor = fraction(float(probe["accuracy"])) if probe else MISSING
     if not run.unlabelled:
-        tiles.append(("Linear-probe floor", floor, _probe_remark(probe) if probe else absent))
+        floor = floor_of(run.fact("probe"), score)
+        tiles.append(("Linear-probe floor", score.show(floor), _probe_remark(run, score)))
     tiles.append(_error_tile(run))
     up = sum(finite(r, "bytes_up") or 0.0 for r in run.records)
     down = sum(finite(r, "bytes_down") or 0.0 for r in run.records)

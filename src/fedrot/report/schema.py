@@ -131,6 +131,9 @@ def check_summary(summary: Any, path: Path) -> dict[str, Any]:
     probe = need("probe", dict, "an object or null")
     if probe is not None and (probe.get("accuracy") is None or not _is_number(probe["accuracy"])):
         raise OutputError(f"'{path}': probe.accuracy: expected a number; {BROKEN_SUMMARY}")
+    judged = (metric or {}).get("name", "accuracy")
+    if probe is not None and not _is_number(probe.get(judged)):
+        raise OutputError(f"'{path}': probe.{judged}: expected a number; {BROKEN_SUMMARY}")
     privacy = need("privacy", dict, "an object or null")
     if privacy is not None and not {"covered", "not_covered"} <= privacy.keys():
         raise OutputError(f"'{path}': privacy: expected the keys covered and not_covered; {BROKEN_SUMMARY}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ _WORDS = {
     "spearman": "Spearman correlation",
     "pass_at_1": "pass@1",
 }
+
+_SIGNED = ("matthews", "pearson", "spearman", "score")
+"""Correlations; and what a comparison calls scores of several names, one of which is then a correlation."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,19 @@ class Score:
         return self.better == "higher"
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the greatest value it can have."""
+        return ((-1.0 if self.name in _SIGNED else 0.0), 1.0) if self.share else (-math.inf, math.inf)
+
+    @property
+    def range(self) -> str:
+        """For a chart's axis: `, 0 to 1`; nothing where there are no bounds."""
+        return f", {self.bounds[0]:g} to {self.bounds[1]:g}".replace("-", "−") if self.share else ""
+
+    @property
     def axis(self) -> str:
         """Of a chart."""
-        return f"Test {self.words}" + (", 0 to 1" if self.share else "")
+        return f"Test {self.words}{self.range}"
 
     @property
     def scale(self) -> float:
@@ -70,7 +84,9 @@ class Score:
         return " points" if self.share else ""
 
     def gain(self, value: float) -> float:
-        """`value`, turned so that more is better."""
+        """`value`, turned so that more is better; one that is not finite is worse than any other."""
+        if not math.isfinite(value):
+            return -math.inf
         return value if self.better == "higher" else -value
 
     def show(self, value: float | None, digits: int = 3) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedrot.report.digits import decimal, fraction, megabytes
+from fedrot.report.digits import decimal, megabytes
 from fedrot.report.load import Record, finite, load_run, number, rotated
+from fedrot.report.probes import central_of, floor_of
 from fedrot.report.scores import ACCURACY, Score
 
 HEADERS = ["round", "loss", "accuracy", "error", "error without alignment", "rotation", "MB up", "seconds"]
@@ -64,26 +65,20 @@ def _score_words(records: Sequence[Record], summary: Mapping[str, Any] | None) -
     elif round_ != int(records[-1]["round"]):
         opening = f"{score.title} at round {round_}, the last one evaluated, is"
     probe = (summary or {}).get("probe")
-    if not probe:
+    floor = floor_of(probe, score)
+    if floor is None:
         after = f" after {_plural(round_, 'round')}" if opening == whole else ""
         return f"{opening} {score.show(value)}{after}" + (
             "; no linear probe was fitted to compare it with." if summary and name == "accuracy" else "."
         )
-    floor = float(probe["accuracy"])
-    said = f"{_distance(value, floor)} the linear probe on the frozen encoder ({fraction(floor)})"
-    if (central := central_probe(probe)) is not None:
-        said += f" and {_distance(value, central)} one fitted centrally ({fraction(central)})"
-    return f"{opening} {fraction(value)}, {said}."
+    said = f"{_distance(value, floor)} the linear probe on the frozen encoder ({score.show(floor)})"
+    if (central := central_of(probe, score)) is not None:
+        said += f" and {_distance(value, central)} one fitted centrally ({score.show(central)})"
+    return f"{opening} {score.show(value)}, {said}."
 
 
-def central_probe(probe: Mapping[str, Any] | None) -> float | None:
-    """Accuracy of the linear probe fitted to all clients' examples in one place, where a run has one."""
-    value = ((probe or {}).get("central") or {}).get("accuracy")
-    return None if value is None else float(value)
-
-
-def _distance(accuracy: float, floor: float) -> str:
-    points = 100 * (accuracy - floor)
+def _distance(value: float, floor: float) -> str:
+    points = 100 * (value - floor)
     if abs(points) < 0.05:
         return "level with"
     return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
