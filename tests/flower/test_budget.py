@@ -80,3 +80,16 @@ def test_without_a_budget_nothing_is_counted(tmp_path: Path) -> None:
     budget(tmp_path, None).spend([0], local(noise=0.1))
     assert not (tmp_path / "state").exists()
     Budget(NodeSettings("one", (0,))).spend([0], PrivacyConfig())
+
+
+def test_an_owner_with_a_budget_hosts_one_client_on_a_file_of_its_own(tmp_path: Path) -> None:
+    """Among several the recipe's seed deals the rows, and each client has its own budget."""
+    (tmp_path / "mine.csv").write_text("text,label\na,b\n", "utf-8")
+    for clients, fits in (("[0]", True), ("[0, 2]", False)):
+        text = NODE.replace("[0, 2]", clients) + 'epsilon = 8.0\ndata = "mine.csv"\n'
+        (tmp_path / "node.toml").write_text(text, "utf-8")
+        if fits:
+            assert load_node(tmp_path).settings.epsilon == 8.0
+        else:
+            with pytest.raises(ConfigError, match="epsilon = 8 and data for 2 clients"):
+                load_node(tmp_path)

@@ -95,6 +95,14 @@ def test_clipping_keeps_the_direction() -> None:
         assert float(torch.cosine_similarity(was.flatten(), now.flatten(), 0)) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_broadcast_that_is_not_finite_is_refused(bad: float) -> None:
+    method, start = make(), received()
+    uploads, keys = group(method, start), tuple(uploaded(method, start, 2))
+    with pytest.raises(AdapterError, match="the adapter received holds numbers that are not finite"):
+        clip(uploads, start.map(lambda t: torch.full_like(t, bad)), keys, 0.5)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_update_that_is_not_finite_becomes_zero_and_leaves_its_neighbours_alone(bad: float) -> None:
     method, start = make(), received()

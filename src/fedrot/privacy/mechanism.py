@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedrot.config import PrivacyConfig
 from fedrot.core.adapter import Adapter
+from fedrot.errors import AdapterError
 from fedrot.methods.base import Method, Update, in_order
 from fedrot.privacy.noise import Noise
 from fedrot.wire import uploaded
@@ -55,7 +56,14 @@ def clip(upload: Adapter, received: Adapter, keys: Sequence[str], limit: float) 
         received: what its clients received; not stacked.
         keys: names as in `Adapter.tensors()`; other tensors stay as they are.
         limit: positive.
+
+    Raises:
+        AdapterError: numbers in `received` are not finite: no update from there has a norm.
     """
+    if not bool(received.finite()):
+        raise AdapterError(
+            "privacy.clip: the adapter received holds numbers that are not finite; refuse the broadcast"
+        )
     norm = _norm(upload, received, keys)
     scaled = (limit * (1 - _MARGIN) / norm).clamp(max=1.0)
     factor = torch.where(norm <= limit, 1.0, torch.where(norm.isfinite(), scaled, 0.0))

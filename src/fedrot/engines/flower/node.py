@@ -122,6 +122,12 @@ class NodeFile(Section):
             raise ValueError(f"clients names {repeated[0]} more than once")
         if self.sharding == "recipe" and self.data is None:
             raise ValueError("sharding = 'recipe' is for a node with `data`; give it, or leave sharding out")
+        if self.epsilon is not None and self.data is not None and len(self.clients) > 1:
+            raise ValueError(
+                f"epsilon = {self.epsilon:g} and data for {len(self.clients)} clients: the recipe's seed decides to "
+                "which of them a row belongs, so that another seed would give it another budget; give one client, or "
+                "a node with a file of its own to each"
+            )
         return self
 
 
