@@ -28,7 +28,7 @@ def run(
         config: a `RunConfig`, or the path of a TOML recipe; None only with `resume`: the stored one.
         out: run directory; default `output.dir`, else the first free `runs/<recipe>-<method>[-n]`.
         resume: continue the run in `out` from its newest whole checkpoint.
-        overrides: `section.key=value` strings applied to a recipe file.
+        overrides: `section.key=value` strings applied to a recipe file; with `resume` and no recipe, to the stored one.
         observer: told of progress.
 
     Raises:
@@ -37,7 +37,7 @@ def run(
     stem = "run" if config is None or isinstance(config, RunConfig) else Path(config).stem
     if isinstance(config, str | Path):
         config = load_config(config, overrides, (observer or Observer()).note)
-    elif overrides:
+    elif overrides and config is not None:
         raise ConfigError("overrides: they apply to a recipe file; use RunConfig.model_copy for a RunConfig")
     if resume:
         path = out or (config.output.dir if config else None)
@@ -45,7 +45,7 @@ def run(
             raise ConfigError(
                 "resume: name the run directory to continue, with --out DIR (out=... in Python)"
             )
-        directory, config = RunDirectory.reopen(path, config)
+        directory, config = RunDirectory.reopen(path, config, overrides)
     elif config is None:
         raise ConfigError("no recipe: give the path of a TOML file, or --resume --out DIR to continue a run")
     else:
