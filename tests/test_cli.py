@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fedrot import __version__
+from fedrot.cli import app
 from fedrot.config import RunConfig
 from tests.processes import fedrot, start
 
@@ -96,6 +98,26 @@ def test_ctrl_c_finishes_cleanly_and_resumes(recipe: Make, tmp_path: Path) -> No
     done = fedrot("run", "--resume", "--out", target, "--set", f"federation.rounds={rounds}")
     assert done.returncode == 0, done.stderr
     assert "resuming after round" in done.stderr
+
+
+def test_ctrl_c_names_a_command_that_works(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedrot.engines.run.run", stopped)
+    monkeypatch.setattr("fedrot.cli.stop_like_an_interrupt", lambda: None)
+    target = tmp_path / ("long [bold] name" * 10)
+    command = ["run", str(recipe_file), "--out", str(target)]
+    early = CliRunner().invoke(app, command)
+    assert early.exit_code == 130
+    assert early.stderr == "interrupted before anything was written; there is nothing to resume\n"
+    assert CliRunner().invoke(app, command[:2]).stderr == early.stderr
+    target.mkdir()
+    (target / "config.toml").write_text("", "utf-8")
+    late = CliRunner().invoke(app, command)
+    assert late.stderr.endswith(f"continue with `fedrot run --resume --out '{target}'`\n")
 
 
 def test_the_version_is_said() -> None:
