@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fedrot import __version__
@@ -134,3 +136,24 @@ def test_help_shows_examples_and_methods_are_listed() -> None:
         assert name in listed.stdout
     assert fedrot("run").returncode == 2
     assert fedrot("no-such-command").returncode == 2
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that call it."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+def test_help_says_what_every_argument_is() -> None:
+    found = [
+        (path, argument)
+        for path, command in commands(typer.main.get_command(app))
+        for argument in command.params
+        if argument.param_type_name == "argument"
+    ]
+    assert len(found) > 8
+    for path, argument in found:
+        shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
+        expected = (argument.help or "no help: another click than constraints.txt has?").replace("\\[", "[")
+        assert expected in shown, path
