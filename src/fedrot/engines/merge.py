@@ -23,7 +23,7 @@ from fedrot.engines.merge_round import (
     received_adapter,
     with_fixed,
 )
-from fedrot.errors import ConfigError, OutputError
+from fedrot.errors import AdapterError, ConfigError, OutputError
 from fedrot.methods import Method, MethodState, Update
 from fedrot.model.foreign import Source, check_alike, common_scale, open_source, write_like
 from fedrot.model.peft_format import folded
@@ -98,9 +98,8 @@ def merge(
         seed: for methods that draw random numbers.
 
     Raises:
-        ConfigError: an unknown method or option, or one that cannot merge these adapters.
+        ConfigError: an unknown method or option, one that cannot merge these adapters, or unusable weights.
         ModelError: a directory that is no usable PEFT adapter, or adapters that do not belong together.
-        AdapterError: unusable weights.
         OutputError: `out` is occupied or cannot be written.
     """
     if isinstance(adapters, Adapter | str | Path):
@@ -117,7 +116,7 @@ def merge(
     scale = common_scale(anchor or sources[0])
     given = [source.at_scale(scale, sources[0]) for source in sources]
     start = anchor.at_scale(scale, sources[0]) if anchor else None
-    shares = normalise([1.0] * len(given) if weights is None else weights, len(given))
+    shares = _shares(weights, len(given))
 
     rule = build_for_merge(method, options or {}, seed, reference=anchor is not None)
     if balance is None:
@@ -207,6 +206,13 @@ def _best(clients: list[Adapter], shares: list[float], merged: Adapter, ideal: f
         values = truncate(*concatenate(a, b, torch.tensor(shares, dtype=torch.float64)), 1).singular_values
         left += float(values[f.rank :].square().sum())
     return abs(merged.scale) * left**0.5 / ideal if ideal > 0 else 0.0
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    try:
+        return normalise([1.0] * count if weights is None else weights, count)
+    except AdapterError as error:
+        raise ConfigError(f"weights: {error}") from error
 
 
 def _free(out: str | Path | None) -> Path | None:
