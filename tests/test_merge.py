@@ -212,6 +212,14 @@ def test_mixed_ranks_are_padded_and_the_padding_is_not_stored(train: Make, tmp_p
     )
 
 
+def test_a_rank_beyond_what_is_there_is_told(train: Make, tmp_path: Path) -> None:
+    given = [str(train("a", 1)), str(train("b", 2, r=2))]
+    assert fedrot.merge(given, rank=4).warnings == ()
+    done = CliRunner().invoke(app, ["merge", *given, "--rank", "99", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0
+    assert "warning: rank = 99: the result has rank 4; the directions beyond it carry nothing" in done.stderr
+
+
 def test_truncation_is_optimal(train: Make, tmp_path: Path) -> None:
     given = [train("a", 1), train("b", 2)]
     wide = fedrot.merge(given, "fedit")

@@ -128,6 +128,11 @@ def merge(
         start = clients[max(range(len(shares)), key=lambda i: shares[i])]
     merged, rotation = _round(rule, clients, shares, start, [source.name for source in sources])
     if rank is not None:
+        there = max(f.rank for f in merged.sites.values())
+        if rank > there:
+            warnings += (
+                f"rank = {rank}: the result has rank {there}; the directions beyond it carry nothing",
+            )
         merged = replace(merged, sites={site: best_of_rank(f, rank) for site, f in merged.sites.items()})
     if rotation and rotation.get("degenerate", 0) >= len(clients) * len(merged.sites):
         warnings += ("no site was aligned: the reference carries no direction; see --reference",)
