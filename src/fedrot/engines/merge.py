@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fedrot.config.arguments import as_list
 from fedrot.core.adapter import Adapter, normalise, weighted_mean
 from fedrot.core.alignment import SiteRotation
 from fedrot.core.frames import reframe
@@ -214,9 +215,10 @@ def _best(clients: list[Adapter], shares: list[float], merged: Adapter, ideal: f
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    given = [1.0] * count if weights is None else as_list(weights, "weights", "[100, 250]")
     try:
-        return normalise([1.0] * count if weights is None else weights, count)
-    except AdapterError as error:
+        return normalise(given, count)
+    except (AdapterError, TypeError, ValueError) as error:
         raise ConfigError(f"weights: {error}") from error
 
 

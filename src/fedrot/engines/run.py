@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedrot.config import RunConfig, load_config
+from fedrot.config.arguments import as_overrides
 from fedrot.engines.local import run_local
 from fedrot.engines.observer import Observer
 from fedrot.engines.rounds import RunResult
@@ -34,6 +35,12 @@ def run(
     Raises:
         FedrotError: a wrong recipe, unusable data or model, an occupied directory, all clients rejected.
     """
+    overrides = as_overrides(overrides)
+    if not isinstance(config, RunConfig | str | Path | None):
+        raise ConfigError(
+            f"config = {_short(config)}: expected the path of a recipe or a RunConfig; "
+            "fedrot.config.parse_config makes one of a nested dict"
+        )
     stem = "run" if config is None or isinstance(config, RunConfig) else Path(config).stem
     if isinstance(config, str | Path):
         config = load_config(config, overrides, (observer or Observer()).note)
@@ -55,6 +62,11 @@ def run(
     if config.engine.name == "flower":
         return _flower()(config, directory, resume=resume, observer=observer)
     return run_local(config, directory, resume=resume, observer=observer)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _flower() -> Callable[..., RunResult]:
