@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from fedrot import __version__
+from fedrot.cli import app
 from fedrot.config import RunConfig
 from tests.processes import fedrot, start
 
@@ -92,11 +96,30 @@ def test_ctrl_c_finishes_cleanly_and_resumes(recipe: Make, tmp_path: Path) -> No
     assert f"--resume --out {target}" in " ".join(stopped.stderr.split())
     assert "Traceback" not in stopped.stderr
     assert (target / "adapter" / "adapter_model.safetensors").exists()
-    stored = (target / "config.toml").read_text().replace("rounds = 500", "rounds = 1")
-    (target / "config.toml").write_text(stored, "utf-8")
-    done = fedrot("run", "--resume", "--out", target)
+    rounds = max(int(path.name.removeprefix("round-")) for path in (target / "checkpoint").glob("round-*"))
+    done = fedrot("run", "--resume", "--out", target, "--set", f"federation.rounds={rounds}")
     assert done.returncode == 0, done.stderr
     assert "resuming after round" in done.stderr
+
+
+def test_ctrl_c_names_a_command_that_works(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedrot.engines.run.run", stopped)
+    monkeypatch.setattr("fedrot.cli.stop_like_an_interrupt", lambda: None)
+    target = tmp_path / ("long [bold] name" * 10)
+    command = ["run", str(recipe_file), "--out", str(target)]
+    early = CliRunner().invoke(app, command)
+    assert early.exit_code == 130
+    assert early.stderr == "interrupted before anything was written; there is nothing to resume\n"
+    assert CliRunner().invoke(app, command[:2]).stderr == early.stderr
+    target.mkdir()
+    (target / "config.toml").write_text("", "utf-8")
+    late = CliRunner().invoke(app, command)
+    assert late.stderr.endswith(f"continue with `fedrot run --resume --out '{target}'`\n")
 
 
 def test_the_version_is_said() -> None:
@@ -113,3 +136,24 @@ def test_help_shows_examples_and_methods_are_listed() -> None:
         assert name in listed.stdout
     assert fedrot("run").returncode == 2
     assert fedrot("no-such-command").returncode == 2
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that call it."""
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+def test_help_says_what_every_argument_is() -> None:
+    found = [
+        (path, argument)
+        for path, command in commands(typer.main.get_command(app))
+        for argument in command.params
+        if argument.param_type_name == "argument"
+    ]
+    assert len(found) > 8
+    for path, argument in found:
+        shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"}).output
+        expected = (argument.help or "no help: another click than constraints.txt has?").replace("\\[", "[")
+        assert expected in shown, path

@@ -225,6 +225,28 @@ def test_more_rounds_may_be_asked_for_and_nothing_else(recipe: Make, tmp_path: P
     assert adapter_bytes(longer.directory) == adapter_bytes(straight.directory)
 
 
+def test_overrides_of_a_resumed_run_change_its_own_recipe(recipe: Make, tmp_path: Path) -> None:
+    run(recipe(federation__rounds=1), out=tmp_path / "run")
+    again = run(None, out=tmp_path / "run", resume=True, overrides=["federation.rounds=2"])
+    assert [record["round"] for record in again.records] == [1, 2]
+    with pytest.raises(OutputError, match=r"recipe differs[\s\S]*train\.lr: 0\.01 -> 0\.02"):
+        run(None, out=tmp_path / "run", resume=True, overrides=["train.lr=0.02"])
+    with pytest.raises(ConfigError, match=r"federation\.rouns: unknown key; did you mean 'rounds'"):
+        run(None, out=tmp_path / "run", resume=True, overrides=["federation.rouns=3"])
+    with pytest.raises(ConfigError, match="overrides: they apply to a recipe file"):
+        run(recipe(), out=tmp_path / "run", resume=True, overrides=["federation.rounds=3"])
+
+
+def test_fewer_rounds_than_are_finished_cannot_be_asked_for(recipe: Make, tmp_path: Path) -> None:
+    run(recipe(), out=tmp_path / "run")
+    stored = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(
+        OutputError, match=r"federation\.rounds = 1: .* has finished 2 rounds already; ask for 2 or more"
+    ):
+        run(recipe(federation__rounds=1), out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.toml").read_bytes() == stored
+
+
 def test_occupied_and_missing_directories(recipe: Make, tmp_path: Path) -> None:
     run(recipe(federation__rounds=1), out=tmp_path / "run")
     with pytest.raises(OutputError, match="already holds a run; continue it with --resume"):

@@ -20,7 +20,7 @@ import fedrot
 from fedrot.cli import app
 from fedrot.core.adapter import Adapter, Factors
 from fedrot.core.rng import generator
-from fedrot.errors import AdapterError, ConfigError, ModelError, OutputError
+from fedrot.errors import ConfigError, ModelError, OutputError
 from fedrot.model.peft_format import read_peft, write_peft
 
 Make = Callable[..., Path]
@@ -212,6 +212,14 @@ def test_mixed_ranks_are_padded_and_the_padding_is_not_stored(train: Make, tmp_p
     )
 
 
+def test_a_rank_beyond_what_is_there_is_told(train: Make, tmp_path: Path) -> None:
+    given = [str(train("a", 1)), str(train("b", 2, r=2))]
+    assert fedrot.merge(given, rank=4).warnings == ()
+    done = CliRunner().invoke(app, ["merge", *given, "--rank", "99", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0
+    assert "warning: rank = 99: the result has rank 4; the directions beyond it carry nothing" in done.stderr
+
+
 def test_truncation_is_optimal(train: Make, tmp_path: Path) -> None:
     given = [train("a", 1), train("b", 2)]
     wide = fedrot.merge(given, "fedit")
@@ -336,7 +344,7 @@ def test_bad_arguments_are_refused(train: Make, tmp_path: Path) -> None:
         ([0, 0], "all 2 weights are zero"),
         ([1, -1], r"weights\[1\] = -1"),
     ):
-        with pytest.raises(AdapterError, match=said):
+        with pytest.raises(ConfigError, match=f"weights: {said}"):
             fedrot.merge(given, weights=weights)
     for options, said in (
         ({"anchor": "alternate"}, "merging is one round"),
@@ -384,7 +392,7 @@ def test_the_command_line_merges_and_reports(train: Make, tmp_path: Path) -> Non
         (["--weights", "1,x"], 2),
         (["--set", "lora.rank=3"], 2),
         (["--set", "method.name=ffa"], 2),
-        (["--weights", "1"], 4),
+        (["--weights", "1"], 2),
     ):
         wrong = CliRunner().invoke(app, ["merge", *given, "--out", str(tmp_path / "new"), *extra])
         assert wrong.exit_code == code, wrong.output

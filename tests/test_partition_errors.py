@@ -126,7 +126,19 @@ def test_options_that_do_not_fit_the_data_are_refused(
         split(kind, clients, **options)
 
 
-def test_a_missing_id_names_its_row() -> None:
-    data = Dataset.from_dict({"label": [0, 1, 0], "user": ["a", None, "b"]})
-    with pytest.raises(DataError, match=r"partition_by = 'user': row 2 of training has no value"):
-        split("natural-id", None, data=data, partition_by="user")
+@pytest.mark.parametrize("blank", [None, "", " \t"])
+@pytest.mark.parametrize(("kind", "clients"), [("natural-id", None), ("dirichlet", 2)])
+def test_a_missing_id_names_its_row(blank: str | None, kind: str, clients: int | None) -> None:
+    """A CSV file has empty texts where others have nothing."""
+    options = {} if clients is None else {"alpha": 1.0}
+    data = Dataset.from_dict({"label": [0, 1, 0, 1], "user": ["a", blank, "b", blank]})
+    with pytest.raises(
+        DataError, match=r"row 2: it has no value in partition\.partition_by = 'user'; .*\(2 such rows\)"
+    ):
+        split(kind, clients, data=data, partition_by="user", **options)
+
+
+def test_a_number_that_is_none_is_missing() -> None:
+    data = Dataset.from_dict({"label": [0, 1], "score": [0.5, float("nan")]})
+    with pytest.raises(DataError, match="row 2: it has no value"):
+        split("continuous", 2, data=data, partition_by="score", strictness=0.5)

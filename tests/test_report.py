@@ -389,9 +389,9 @@ def test_repeated_and_missing_rounds_are_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.jsonl", None, "metrics.jsonl': cannot be read"),
+        ("metrics.jsonl", None, "run' has no finished round yet; continue it with --resume"),
         ("config.toml", None, "config.toml': cannot be read"),
-        ("metrics.jsonl", "", "no complete round"),
+        ("metrics.jsonl", "", "run' has no finished round yet; continue it with --resume"),
         ("metrics.jsonl", '{"round": 1}\nnonsense\n{"round": 2}\n', "line 2: not valid JSON"),
         ("metrics.jsonl", '{"round": 1}\nnonsense\n', "line 2: not valid JSON"),
         ("metrics.jsonl", '{"round": 1, "loss": "high"}\n', "loss = 'high': expected a number"),
@@ -479,3 +479,11 @@ def test_page_in_a_browser(standard: Path, width: int, size: str) -> None:
         asked = requested(driver)
         assert path.as_uri() in asked
         assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def test_a_comparison_is_told_where_its_page_is(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}", "utf-8")
+    with pytest.raises(
+        OutputError, match=r"holds a comparison and no single run; its page is '.*/compare\.html'"
+    ):
+        write_report(tmp_path)

@@ -86,7 +86,7 @@ def run(
 ) -> None:
     """Fine-tune across clients as a recipe says, and write adapter, metrics and report to a run directory."""
     from fedrot.engines.run import run as run_recipe
-    from fedrot.outcome import print_outcome
+    from fedrot.outcome import interrupted, print_outcome
     from fedrot.progress import make_observer
 
     stop_like_an_interrupt()
@@ -104,10 +104,7 @@ def run(
                     recipe, out=out_dir, resume=resume, overrides=overrides, observer=observer
                 )
         except KeyboardInterrupt:
-            where = observer.directory or out_dir or "DIR"
-            err.print(
-                f"interrupted; finished rounds are kept: continue with `fedrot run --resume --out {where}`"
-            )
+            err.print(escape(interrupted(observer.directory or out_dir)), soft_wrap=True)
             raise typer.Exit(130) from None
         print_outcome(out, result.directory, result.summary)
 

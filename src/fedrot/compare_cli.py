@@ -21,7 +21,7 @@ EXAMPLES = """[bold]Examples[/bold]
 def compare(
     recipe: Annotated[
         Path | None,
-        typer.Argument(help="A TOML recipe, with or without [compare]; not needed with --resume."),
+        typer.Argument(help="A TOML recipe, with or without \\[compare]; not needed with --resume."),
     ] = None,
     methods: Annotated[str | None, typer.Option(help="Methods to compare, with commas between.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds that every variant runs with.")] = None,

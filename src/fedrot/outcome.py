@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from fedrot.rundir import RunDirectory
 
 
 def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> None:
@@ -44,6 +47,14 @@ def print_outcome(out: Console, directory: Path, summary: dict[str, Any]) -> Non
     for name in ("report.html", "adapter"):
         if (directory / name).exists():
             out.print(f"{name.removesuffix('.html') + ':':8} {escape(str(directory / name))}", soft_wrap=True)
+
+
+def interrupted(directory: Path | None) -> str:
+    """How a run that was stopped goes on, if there is anything to go on from."""
+    if directory is None or not RunDirectory(directory).config.exists():
+        return "interrupted before anything was written; there is nothing to resume"
+    where = shlex.quote(str(directory))
+    return f"interrupted; finished rounds are kept: continue with `fedrot run --resume --out {where}`"
 
 
 def _print_samples(out: Console, directory: Path) -> None:

@@ -18,6 +18,7 @@ from fedrot.core.rng import derive
 from fedrot.errors import ConfigError, DataError, nearest
 from fedrot.partition_options import find_kind, partitioner_arguments
 from fedrot.tasks.columns import column_values
+from fedrot.tasks.named import RowError
 from fedrot.tasks.quiet import quiet_datasets
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def partition(train: Dataset, config: PartitionConfig, clients: int | None, seed
         ConfigError: unknown kind, unknown, missing or ill-typed option, or a number of clients that does not
             fit the kind.
         DataError: fewer examples than clients, or a client with fewer than `config.min_size`.
+        RowError: an example without a value in the column that decides.
     """
     kind_class = find_kind(config.kind)
     options = partitioner_arguments(config, kind_class, clients, seed)
@@ -97,10 +99,10 @@ def _values(train: Dataset, column: str, kind: str) -> np.ndarray[Any, Any]:
             f"partition.partition_by = {column!r}: no such column; {nearest(column, train.column_names)}"
         )
     values = column_values(train, column)
-    if None in values:
-        raise DataError(
-            f"partition.partition_by = {column!r}: row {values.index(None) + 1} of training has no value; "
-            "complete or remove it"
+    if blank := [row for row, value in enumerate(values) if _is_blank(value)]:
+        more = f" ({len(blank)} such rows)" if len(blank) > 1 else ""
+        raise RowError(
+            blank[0], f"it has no value in partition.partition_by = {column!r}; complete or remove it{more}"
         )
     if kind == "continuous":
         try:
@@ -115,6 +117,11 @@ def _values(train: Dataset, column: str, kind: str) -> np.ndarray[Any, Any]:
         raise DataError(
             f"partition.partition_by = {column!r}: expected a column of text or numbers"
         ) from None
+
+
+def _is_blank(value: Any) -> bool:
+    """Nothing at all, no number, or what a CSV file has instead: a text without a character to see."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _largest_ids(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,18 @@ class RunDirectory:
             )
 
     @classmethod
-    def reopen(cls, path: str | Path, config: RunConfig | None) -> tuple[RunDirectory, RunConfig]:
-        """Continue a run with its own recipe; `config` (None: not given) must agree with it.
+    def reopen(
+        cls, path: str | Path, config: RunConfig | None, overrides: Sequence[str] = ()
+    ) -> tuple[RunDirectory, RunConfig]:
+        """Continue a run with its own recipe; `config` must agree with it.
+
+        Where `config` is None it is the stored recipe with `overrides`, strings `section.key=value`.
 
         The number of rounds may grow. `auto` group size and workers stand for what the run resolved them to.
 
         Raises:
             OutputError: no run there, or a recipe that differs (each difference is shown).
+            ConfigError: an override that makes no recipe.
         """
         run = cls(path)
         if not run.config.exists():
@@ -61,7 +66,7 @@ class RunDirectory:
             )
         stored = load_config(run.config)
         if config is None:
-            return run, stored
+            config = load_config(run.config, overrides)
         chosen = [key for key in ("group_size", "workers") if getattr(config.federation, key) == "auto"]
         ignored = [*RESUMABLE, *(f"federation.{key}" for key in chosen)]
         if changed := differences(stored, config, ignored):

@@ -44,6 +44,9 @@ def test_a_grid_is_a_product_or_one_factor_at_a_time() -> None:
     assert len(design({"grid": grid}).points) == 6
     points = design({"grid": grid, "one_factor": True}).points
     assert points == [{"lora.rank": 2}, {"lora.rank": 4}, *({"federation.clients": n} for n in (3, 10, 50))]
+    assert design({"one_factor": True}).points == design().points == [{}], (
+        "without a grid, the recipe as it is"
+    )
 
 
 def test_a_method_without_an_option_is_the_same_run_along_its_grid() -> None:

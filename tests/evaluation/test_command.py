@@ -307,6 +307,7 @@ def test_humaneval_runs_completions_and_counts_those_that_pass(
         (["rouge"], {"data": {"rouge": "nowhere.jsonl"}}, DataError, "no such file"),
         (["gsm8k"], {"data": {"gsm8k": "nowhere.jsonl"}}, DataError, "no such file"),
         (["gsm8k"], {"limit": 0}, ConfigError, "--limit 0"),
+        (["rouge"], {"max_new_tokens": 0}, ConfigError, "--max-new-tokens 0: expected at least 1"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(
@@ -314,6 +315,16 @@ def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(
 ) -> None:
     with pytest.raises(error, match=message):
         evaluate_directory(place, tasks, Options(**options))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_completions_of_a_task_that_completes_nothing_are_refused(
+    place: Path, pairs: str, tmp_path: Path
+) -> None:
+    options = Options(data={"perplexity": pairs})
+    with pytest.raises(ConfigError, match="--completions: none of perplexity takes it"):
+        evaluate_directory(place, ["perplexity"], options, completions=tmp_path / "said.jsonl")
+    assert not (tmp_path / "said.jsonl").exists()
 
 
 @pytest.mark.usefixtures("no_model")
@@ -362,6 +373,11 @@ def test_a_run_that_learned_classes_has_nothing_to_generate(
 ) -> None:
     (tmp_path / "config.toml").write_text(recipe().to_toml(), "utf-8")
     with pytest.raises(ConfigError, match="nothing to generate: its task is 'classify'"):
+        evaluate_directory(tmp_path, ["gsm8k"])
+    (tmp_path / "config.toml").unlink()
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}', "utf-8")
+    (tmp_path / "fedrot.json").write_text('{"pooling": "mean", "labels": ["a", "b"]}', "utf-8")
+    with pytest.raises(ConfigError, match="nothing to generate: it is a classifier"):
         evaluate_directory(tmp_path, ["gsm8k"])
 
 

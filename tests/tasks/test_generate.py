@@ -290,7 +290,7 @@ def test_an_encoder_reads_the_prompt_and_its_decoder_learns_the_answer(tmp_path:
         apart(record, packing=True)
     closing.chat_template = CHAT
     turns = [{"role": role, "content": "hi"} for role in ("user", "assistant", "user", "assistant")]
-    with pytest.raises(ConfigError, match=r"row 1 has 2 answers.*set task\.answers = 'last'"):
+    with pytest.raises(ConfigError, match=r"a conversation has 2 answers.*set task\.answers = 'last'"):
         apart({"messages": turns})
     prompt, answer = apart({"messages": turns}, answers="last", max_length=256).last_answer(0)
     assert closing.decode(prompt).endswith("<user> hi <end>\n<assistant> ")

@@ -93,6 +93,25 @@ def test_a_test_label_that_training_lacks_is_refused(tmp_path: Path) -> None:
         load(tmp_path, rows(30), test_data=path)
 
 
+@pytest.mark.parametrize(("count", "left"), [(30, "none"), (29, "1 examples of a single class")])
+def test_training_that_test_takes_away_is_named(tmp_path: Path, count: int, left: str) -> None:
+    path = jsonl(tmp_path / "test.jsonl", rows(count))
+    expected = rf"task\.test_data = '.*test\.jsonl': {count} of 30 examples of training .*, which leaves {left}; name a"
+    with pytest.raises(DataError, match=expected):
+        load(tmp_path, rows(30), test_data=path, validation_fraction=0)
+    said = [{"prompt": f"say {number}", "response": "hi"} for number in range(5)]
+    config = TaskConfig(
+        name="generate",
+        data=jsonl(tmp_path / "said.jsonl", said),
+        test_data=jsonl(tmp_path / "again.jsonl", said),
+        validation_fraction=0,
+    )
+    with pytest.raises(
+        DataError, match=r"task\.test_data = .*: 5 of 5 .* their conversation is also in test"
+    ):
+        load_task(config, 3)
+
+
 def test_a_label_whose_training_texts_are_all_in_test_is_refused(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "test.jsonl", [{"text": "only", "label": "rare"}, *rows(5, "held")])
     with pytest.raises(DataError, match=r"label 'rare' occurs in test but not in training"):

@@ -12,6 +12,7 @@ from fedrot.engines.shared import Shared, task_key
 from fedrot.errors import ConfigError, FedrotError
 from fedrot.partition import partition
 from fedrot.tasks.catalogue import objective
+from fedrot.tasks.named import named
 
 
 def check_dealing(design: Design, store: Store) -> None:
@@ -32,7 +33,8 @@ def check_dealing(design: Design, store: Store) -> None:
             continue
         task = shared.get("task", task_key(config), lambda goal=goal, seed=config.seed: goal.load(seed))
         try:
-            partition(task.train, config.partition, config.federation.clients, config.seed)
+            with named("train", task.train):
+                partition(task.train, config.partition, config.federation.clients, config.seed)
         except FedrotError as error:
             refused.append(f"{name}, seed {config.seed}: {error}")
     if refused:

@@ -67,7 +67,7 @@ class Design:
         """The grid points; one empty one without a grid."""
         if self.listed:
             return self.listed
-        if self.one_factor:
+        if self.one_factor and self.grid:
             return [{key: value} for key, values in self.grid.items() for value in values]
         return [
             dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())

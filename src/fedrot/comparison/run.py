@@ -20,6 +20,7 @@ from fedrot.comparison.reading import make_design, split_recipe
 from fedrot.comparison.results import collect
 from fedrot.comparison.store import Json, Store
 from fedrot.config import RunConfig, parse_config
+from fedrot.config.arguments import as_list, as_lists, as_overrides
 from fedrot.errors import ConfigError
 from fedrot.rundir import free_directory
 
@@ -120,18 +121,19 @@ def compare(
     """
     if jobs < 1:
         raise ConfigError(f"jobs = {jobs}: expected at least 1")
+    lists = "{'train.lr': [1e-3, 3e-3]}"
     asked = {
-        "methods": None if methods is None else list(methods),
+        "methods": None if methods is None else as_list(methods, "methods", "['fedit', 'fedrot']"),
         "variants": variants,
-        "seeds": None if seeds is None else list(seeds),
-        "grid": _lists(grid),
+        "seeds": None if seeds is None else as_list(seeds, "seeds", "[11, 12, 13]"),
+        "grid": None if grid is None else as_lists(grid, "grid", lists),
         "one_factor": one_factor,
-        "tune": _lists(tune),
+        "tune": None if tune is None else as_lists(tune, "tune", lists),
         "trials": trials,
         "tune_seeds": tune_seeds,
         "baseline": baseline,
     }
-    design, path = plan(recipe, asked, out=out, resume=resume, overrides=overrides)
+    design, path = plan(recipe, asked, out=out, resume=resume, overrides=as_overrides(overrides))
     return run_design(design, path, jobs=jobs, resume=resume, keep_adapters=keep_adapters, watcher=watcher)
 
 
@@ -213,7 +215,3 @@ class _Checked(Watch):
             config = parse_config(task.payload["config"])
             self.store.write_cell(task.key, end_of_worker(task.key, config, reason))
         self.watcher.died(task, reason, again=again)
-
-
-def _lists(table: Mapping[str, Sequence[Any]] | None) -> dict[str, list[Any]] | None:
-    return None if table is None else {key: list(values) for key, values in table.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedrot.config.arguments import as_list
 from fedrot.core.adapter import Adapter, normalise, weighted_mean
 from fedrot.core.alignment import SiteRotation
 from fedrot.core.frames import reframe
@@ -24,7 +25,7 @@ from fedrot.engines.merge_round import (
     received_adapter,
     with_fixed,
 )
-from fedrot.errors import ConfigError, OutputError
+from fedrot.errors import AdapterError, ConfigError, OutputError
 from fedrot.methods import Method, MethodState, Update
 from fedrot.model.foreign import Source, check_alike, common_scale, open_source, write_like
 from fedrot.model.peft_format import folded
@@ -99,9 +100,8 @@ def merge(
         seed: for methods that draw random numbers.
 
     Raises:
-        ConfigError: an unknown method or option, or one that cannot merge these adapters.
+        ConfigError: an unknown method or option, one that cannot merge these adapters, or unusable weights.
         ModelError: a directory that is no usable PEFT adapter, or adapters that do not belong together.
-        AdapterError: unusable weights.
         OutputError: `out` is occupied or cannot be written.
     """
     if isinstance(adapters, Adapter | str | Path):
@@ -118,7 +118,7 @@ def merge(
     scale = common_scale(anchor or sources[0])
     given = _of_one_precision([source.at_scale(scale, sources[0]) for source in everyone])
     start = given.pop() if anchor else None
-    shares = normalise([1.0] * len(given) if weights is None else weights, len(given))
+    shares = _shares(weights, len(given))
 
     rule = build_for_merge(method, options or {}, seed, reference=anchor is not None)
     if balance is None:
@@ -130,6 +130,11 @@ def merge(
         start = clients[max(range(len(shares)), key=lambda i: shares[i])]
     merged, rotation = _round(rule, clients, shares, start, [source.name for source in sources])
     if rank is not None:
+        there = max(f.rank for f in merged.sites.values())
+        if rank > there:
+            warnings += (
+                f"rank = {rank}: the result has rank {there}; the directions beyond it carry nothing",
+            )
         merged = replace(
             merged, sites={site: of_rank(f, rank, seed, site) for site, f in merged.sites.items()}
         )
@@ -217,6 +222,14 @@ def _best(clients: list[Adapter], shares: list[float], merged: Adapter, ideal: f
         values = truncate(*concatenate(a, b, torch.tensor(shares, dtype=torch.float64)), 1).singular_values
         left += float(values[f.rank :].square().sum())
     return abs(merged.scale) * left**0.5 / ideal if ideal > 0 else 0.0
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    given = [1.0] * count if weights is None else as_list(weights, "weights", "[100, 250]")
+    try:
+        return normalise(given, count)
+    except (AdapterError, TypeError, ValueError) as error:
+        raise ConfigError(f"weights: {error}") from error
 
 
 def _free(out: str | Path | None) -> Path | None:

@@ -19,7 +19,7 @@ from fedrot.engines.private import spent, to_aggregate
 from fedrot.engines.round import Round
 from fedrot.engines.setup import Federation
 from fedrot.engines.trackers import tracking
-from fedrot.errors import TrainingError
+from fedrot.errors import OutputError, TrainingError
 from fedrot.participation import participate
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState, aggregate, represented, skip_round
@@ -70,6 +70,12 @@ def run_rounds(
     for note in federation.notes:
         observer.note(note)
     checkpoint = load_checkpoint(run.checkpoint) if resume else None
+    done, asked = checkpoint.state.round if checkpoint else 0, config.federation.rounds
+    if done > asked:
+        raise OutputError(
+            f"federation.rounds = {asked}: '{run.path}' has finished {done} rounds already; ask for {done} or more, or "
+            "start a new run with another --out"
+        )
     run.resolve(config, federation.group_size, len(federation.crew.models))
     observer.opened(run.path)
     state, records = _start(federation, run, checkpoint, observer)

@@ -15,7 +15,7 @@ from fedrot.core.adapter import Adapter
 from fedrot.crew import Crew
 from fedrot.engines import compat
 from fedrot.engines.groups import choose_group_size
-from fedrot.engines.parts import Split, assemble, choose_device
+from fedrot.engines.parts import Parts, Split, assemble, choose_device
 from fedrot.engines.secure import check_secure
 from fedrot.engines.shared import Shared, base_key, task_key
 from fedrot.errors import ConfigError
@@ -29,11 +29,12 @@ from fedrot.stacked import StackedModel
 from fedrot.tasks.base import TaskData
 from fedrot.tasks.catalogue import objective
 from fedrot.tasks.fitting import fitted
+from fedrot.tasks.named import named
 from fedrot.tasks.objective import Objective
 from fedrot.tasks.own import NODES
 
 if TYPE_CHECKING:
-    pass
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,12 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
             "fitting", base_key(config), lambda: fitted(goal, whole, base.processor, base.opening)
         )
     clients = config.federation.clients
-    shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
+    with named("train", task.train):
+        shares = _nobodys(clients) if apart else partition(task.train, config.partition, clients, config.seed)
     check_delta(config.privacy, len(shares.rows))
     ranks = deal_ranks(config.lora, len(shares.rows), config.seed)
     parts = parts or assemble(config, goal.outputs or task.labels, shared)
-    train = parts.split("train", task.train)
+    train = _encoded(parts, "train", task.train)
     return Federation(
         config,
         task,
@@ -201,12 +203,17 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         parts.crew,
         parts.initial,
         train,
-        parts.split("validation", task.validation) if task.validation is not None else None,
-        parts.split("test", task.test),
+        _encoded(parts, "validation", task.validation) if task.validation is not None else None,
+        _encoded(parts, "test", task.test),
         choose_group_size(config, len(shares.rows), parts.crew, goal, parts.initial, train.data),
         ranks,
-        further={name: parts.split(name, data) for name, data in task.further.items()},
+        further={name: _encoded(parts, name, data) for name, data in task.further.items()},
     )
+
+
+def _encoded(parts: Parts, name: str, data: Dataset) -> Split:
+    with named(name, data):
+        return parts.split(name, data)
 
 
 def check_data_is_here(config: RunConfig) -> None:

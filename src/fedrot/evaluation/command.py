@@ -19,7 +19,7 @@ from rich.table import Table
 from fedrot.errors import ConfigError
 from fedrot.evaluation import harness
 from fedrot.evaluation.catalogue import EVALUATORS, find, unknown
-from fedrot.evaluation.options import Options
+from fedrot.evaluation.options import GENERATION, Options
 from fedrot.evaluation.place import Loaded, Place, open_place
 from fedrot.evaluation.plan import Run
 from fedrot.evaluation.results import Result, append_lines, append_result
@@ -63,7 +63,8 @@ def evaluate_directory(
         device: `auto`, `cpu`, `cuda`.
         harness_only: hand also the tasks of these names to lm-eval.
         out: a file to add the results to; default `eval.json` in the directory.
-        completions: a JSON Lines file to add every prompt and what the model said to; not of lm-eval's tasks.
+        completions: a JSON Lines file to add every prompt and what the model said to; not of lm-eval's tasks, nor of
+            those that complete nothing.
         told: told of a task how many of how many completions there are.
         found: told each result.
 
@@ -82,6 +83,10 @@ def evaluate_directory(
         )
     ours = find([task for task in tasks if task not in theirs])
     options.check_taken({e.name: e.takes for e in ours} | dict.fromkeys(theirs, harness.TAKES))
+    if completions is not None and not any(e.takes >= GENERATION for e in ours):
+        raise ConfigError(
+            f"--completions: none of {', '.join(tasks)} takes it, since none completes; leave it out"
+        )
     place = open_place(directory, base, precision)
     manager = harness.check_tasks(theirs) if theirs else None
     plan: dict[str, Run] = {evaluator.name: evaluator.prepare(place, options) for evaluator in ours}

@@ -25,6 +25,7 @@ from fedrot.tasks.batch import Batch, batches_by_length
 from fedrot.tasks.dialogues import messages_of
 from fedrot.tasks.fitting import fitting_rows
 from fedrot.tasks.generate import Generate
+from fedrot.tasks.named import named
 from fedrot.tasks.own import NODES
 from fedrot.tasks.templates import prompt_text
 
@@ -94,7 +95,8 @@ def perplexity(place: Place, options: Options) -> Run:
         start, objective = time.perf_counter(), Generate(split.config)
         asked = loaded.tokenizer, loaded.base.opening
         data, _ = fitting_rows(objective, split.data, "perplexity", "test", *asked)
-        encoded = objective.encode(data, *asked).to(loaded.base.device)
+        with named("perplexity", data):
+            encoded = objective.encode(data, *asked).to(loaded.base.device)
         forward = Plain(loaded)
         rows: list[Tensor] = []
         observed: list[Tensor] = []

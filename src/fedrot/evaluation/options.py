@@ -57,6 +57,8 @@ class Options:
             raise ConfigError(f"--limit {self.limit}: expected at least 1")
         if self.k_shot is not None and self.k_shot < 0:
             raise ConfigError(f"--k-shot {self.k_shot}: expected 0 or more")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"--max-new-tokens {self.max_new_tokens}: expected at least 1")
 
     def check_taken(self, takes: Mapping[str, frozenset[str]]) -> None:
         """Refuse a setting that none of the tasks takes, and data for a task that is not asked for.
@@ -78,7 +80,7 @@ class Options:
     def decoding(self, max_new_tokens: int) -> Decoding:
         """How completions are made, where the task usually takes `max_new_tokens`."""
         return Decoding(
-            max_new_tokens=self.max_new_tokens or max_new_tokens,
+            max_new_tokens=max_new_tokens if self.max_new_tokens is None else self.max_new_tokens,
             batch_size=self.batch_size,
             samples=self.samples,
             sampling=self.sampling,

@@ -14,6 +14,7 @@ from fedrot.config import ModelConfig, RunConfig, load_config
 from fedrot.errors import ConfigError, ModelError, OutputError
 from fedrot.model import BaseModel, load_base
 from fedrot.model.attach import attach_peft
+from fedrot.model.pooled import pooled_card
 from fedrot.model.words import CARD
 from fedrot.rundir import RunDirectory
 
@@ -107,6 +108,7 @@ def open_place(directory: str | Path, base: str | None = None, precision: str | 
             raise ConfigError(f"--base {base}: '{path}' is a whole model and needs none; leave it out")
         kinds = _read(path / "config.json").get("architectures") or []
         _generative(not any("Classification" in kind for kind in kinds), path, f"it is a {', '.join(kinds)}")
+        _generative(pooled_card(path) is None, path, "it is a classifier")
         return Place(path, ModelConfig(path=str(path)), None, precision or "float32")
     raise OutputError(
         f"'{path}': expected a run directory (config.toml), an exported adapter (adapter_config.json) or a merged "

@@ -14,8 +14,9 @@ from torch import nn
 from fedrot.config import ModelConfig
 from fedrot.core.rng import derive
 from fedrot.errors import ConfigError, ModelError, nearest
+from fedrot.model.complete import check_complete
 from fedrot.model.locate import locate
-from fedrot.model.pooled import PooledClassifier, without_pooler
+from fedrot.model.pooled import OF_BACKBONE, PooledClassifier, pooled_card, without_pooler
 from fedrot.model.positions import learned_positions
 from fedrot.model.quantization import check_quantization, quantization
 from fedrot.model.vision import check_vision, read_vision
@@ -127,7 +128,8 @@ def load_base(
 ) -> BaseModel:
     """Load a model and its tokenizer or image processor, frozen and in evaluation mode (its own dropout off).
 
-    Weights that the checkpoint lacks, such as a new head, are drawn from `seed`, without touching global randomness.
+    A head that the checkpoint lacks, or has for another number of labels, is drawn from `seed`, without touching global
+    randomness; nothing else may be missing.
 
     Args:
         config: where it lies, how it pools, attends and is quantised.
@@ -139,8 +141,9 @@ def load_base(
         modules_to_save: names of modules to train whole; None for a classifier's own head.
 
     Raises:
-        ModelError: the path cannot be read as such a model, or it has no module of a name in `modules_to_save`.
-        ConfigError: pooling of a model that has none, or quantisation without a GPU.
+        ModelError: the path cannot be read as such a model, its weights are not all there, or it has no module of a
+            name in `modules_to_save`.
+        ConfigError: pooling of a model that has none, or other than a merged model's, or quantisation without a GPU.
     """
     device = torch.device(device)
     if kind == ENCODER_DECODER:
@@ -177,6 +180,12 @@ def load_base(
 
 
 def _check(config: ModelConfig, kind: str, device: torch.device) -> None:
+    merged = pooled_card(locate(config.path).path)
+    if merged is not None and config.pooling != merged["pooling"]:
+        raise ConfigError(
+            f"model.pooling = {config.pooling!r}: '{config.path}' is a classifier merged by fedrot, which pools by "
+            f"{merged['pooling']!r}; set model.pooling = {merged['pooling']!r}"
+        )
     if kind == VISION:
         check_vision(config.path, config.pooling)
     if kind == LANGUAGE and config.pooling != "model":
@@ -194,6 +203,7 @@ def _read(
 
     files, dtype = locate(config.path), getattr(torch, precision)
     options: dict[str, Any] = {"dtype": dtype, **files.options}
+    reported: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if config.attention != "auto":
         options["attn_implementation"] = config.attention
     if config.quantization != "none":
@@ -208,18 +218,28 @@ def _read(
         settings = transformers.AutoConfig.from_pretrained(files.path, **files.options)
         seq2seq, causal = transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForCausalLM
         speaker: Any = seq2seq if settings.is_encoder_decoder else causal
-        return speaker.from_pretrained(files.path, **options), tokenizer
+        talker, report = speaker.from_pretrained(files.path, **options, **reported)
+        check_complete(config.path, talker, report)
+        return talker, tokenizer
     settings = transformers.AutoConfig.from_pretrained(files.path, num_labels=len(labels), **files.options)
     if settings.pad_token_id is None:
         # A decoder reads a text's last token that is not this one.
         settings.pad_token_id = padding(tokenizer)
     if config.pooling == "model":
         model = transformers.AutoModelForSequenceClassification
-        return model.from_pretrained(files.path, config=settings, **options), tokenizer
-    backbone = transformers.AutoModel.from_pretrained(
-        files.path, config=settings, **options, **without_pooler(settings)
+        whole, report = model.from_pretrained(files.path, config=settings, **options, **reported)
+        check_complete(config.path, whole, report, len(labels))
+        return whole, tokenizer
+    merged = pooled_card(files.path)
+    renamed: dict[str, Any] = {} if merged is None else {"key_mapping": OF_BACKBONE}
+    backbone, report = transformers.AutoModel.from_pretrained(
+        files.path, config=settings, **options, **reported, **renamed, **without_pooler(settings)
     )
-    return PooledClassifier(backbone, len(labels), config.pooling).to(dtype), tokenizer
+    check_complete(config.path, backbone, report, len(labels))
+    pooled = PooledClassifier(backbone, len(labels), config.pooling)
+    if merged is not None and len(merged["labels"]) == len(labels):
+        pooled.read_head(files.path)
+    return pooled.to(dtype), tokenizer
 
 
 def padding(tokenizer: Any) -> int | None:
@@ -245,6 +265,8 @@ def _head(module: nn.Module, modules_to_save: Sequence[str] | None, kind: str) -
 def load_base_for(directory: str | Path, *, path: str | None = None) -> nn.Module:
     """The base module that an exported `adapter/` belongs on, ready for `PeftModel.from_pretrained(base, directory)`.
 
+    A merged model that pools its own way is returned whole: transformers has no class for it.
+
     Args:
         directory: an adapter written by fedrot; its `fedrot.json` names base model, labels and pooling.
         path: where the base model lies, if it has moved.
@@ -252,11 +274,20 @@ def load_base_for(directory: str | Path, *, path: str | None = None) -> nn.Modul
     Raises:
         ModelError: no such adapter, or its base model cannot be loaded.
     """
-    try:
-        facts = json.loads((Path(directory) / CARD).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    directory = Path(directory)
+    if pooled_card(directory) is not None:
+        return PooledClassifier.from_pretrained(directory).requires_grad_(False).eval()
+    if (directory / "config.json").is_file() and not (directory / CARD).exists():
         raise ModelError(
-            f"'{directory}': expected an adapter written by fedrot, with {CARD} ({error})"
+            f"'{directory}': a whole model and no adapter; load it with transformers alone, or name it as model.path"
+        )
+    try:
+        facts = json.loads((directory / CARD).read_text("utf-8"))
+        base, pooling, labels = facts["base_model"], facts["pooling"], facts["labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"'{directory}': expected an adapter written by fedrot, with a {CARD} that says base_model, labels and "
+            f"pooling ({type(error).__name__}: {first_line(error)})"
         ) from error
-    config = ModelConfig(path=path or facts["base_model"], pooling=facts["pooling"])
-    return load_base(config, facts["labels"], kind=facts.get("kind", CLASSIFIER)).module
+    config = ModelConfig(path=path or base, pooling=pooling)
+    return load_base(config, labels, kind=facts.get("kind", CLASSIFIER)).module

@@ -25,6 +25,11 @@ _CLASSES = {CLASSIFIER: "AutoModelForSequenceClassification", VISION: "AutoModel
 _SPEAKERS = {LANGUAGE: "AutoModelForCausalLM", ENCODER_DECODER: "AutoModelForSeq2SeqLM"}
 
 
+def transformers_class(kind: str) -> str:
+    """The class of transformers that loads a model of that kind."""
+    return (_CLASSES | _SPEAKERS)[kind]
+
+
 def save_peft(
     directory: Path, adapter: Adapter, base: BaseModel, lora: LoraSettings, card: Mapping[str, Any]
 ) -> None:

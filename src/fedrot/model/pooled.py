@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedrot.errors import ModelError
 from fedrot.model.words import CARD, first_line
+
+POOLINGS = ("mean", "cls")
+WEIGHTS = "model.safetensors"
+OF_BACKBONE = {r"^backbone\.": ""}
+"""How the names in a merged model become those of its backbone alone."""
 
 
 class PooledClassifier(nn.Module):
@@ -37,21 +43,31 @@ class PooledClassifier(nn.Module):
         from transformers import AutoConfig, AutoModel
 
         directory = Path(directory)
-        try:
-            facts = json.loads((directory / CARD).read_text("utf-8"))
-            settings = AutoConfig.from_pretrained(directory)
-            state = safetensors.torch.load_file(directory / "model.safetensors")
-        except (OSError, ValueError) as error:
+        facts = pooled_card(directory)
+        if facts is None:
             raise ModelError(
-                f"'{directory}': expected a merged model written by fedrot ({first_line(error)})"
+                f"'{directory}': expected a merged model written by fedrot, with config.json, {WEIGHTS} and a {CARD} "
+                "that says how it pools; one without loads with transformers alone"
+            )
+        try:
+            settings = AutoConfig.from_pretrained(directory)
+            backbone = AutoModel.from_config(settings, **without_pooler(settings))
+            model = cls(backbone, len(facts["labels"]), facts["pooling"])
+            model.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS))
+        except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            raise ModelError(
+                f"'{directory}': the merged model cannot be read ({first_line(error)}); export it again"
             ) from error
-        model = cls(
-            AutoModel.from_config(settings, **without_pooler(settings)),
-            len(facts["labels"]),
-            facts["pooling"],
-        )
-        model.load_state_dict(state)
         return model
+
+    @torch.no_grad()
+    def read_head(self, directory: str | Path) -> None:
+        """Take the head of a merged model."""
+        import safetensors
+
+        with safetensors.safe_open(Path(directory) / WEIGHTS, "pt") as stored:
+            for name, parameter in self.classifier.named_parameters():
+                parameter.copy_(stored.get_tensor(f"classifier.{name}"))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Any:
         """`input_ids, attention_mask: (n, length)` -> an output whose `logits` are `(n, labels)`."""
@@ -59,6 +75,24 @@ class PooledClassifier(nn.Module):
 
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         return SequenceClassifierOutput(logits=self.classifier(pool(hidden, attention_mask, self.pooling)))
+
+
+def pooled_card(directory: str | Path) -> dict[str, Any] | None:
+    """What `fedrot.json` says of a merged model that pools its own way: `pooling` and `labels`; None for all else.
+
+    An adapter's `fedrot.json` says so too, of its base model.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file() or (directory / "adapter_config.json").exists():
+        return None
+    try:
+        facts = json.loads((directory / CARD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = (
+        isinstance(facts, dict) and facts.get("pooling") in POOLINGS and isinstance(facts.get("labels"), list)
+    )
+    return facts if known else None
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fedrot.errors import ConfigError, ModelError
+from fedrot.model.complete import check_complete
 from fedrot.model.locate import Files
 from fedrot.model.words import first_line
 
@@ -38,7 +39,8 @@ def read_vision(path: str, files: Files, labels: int, options: Mapping[str, Any]
     pixels are the same on every machine.
 
     Raises:
-        ModelError: other weights of an unexpected shape, or a processor whose images the model does not take.
+        ModelError: other weights are missing or of an unexpected shape, or the model does not take the processor's
+            images.
     """
     import transformers
 
@@ -47,12 +49,7 @@ def read_vision(path: str, files: Files, labels: int, options: Mapping[str, Any]
     module, report = transformers.AutoModelForImageClassification.from_pretrained(
         files.path, config=settings, ignore_mismatched_sizes=True, output_loading_info=True, **options
     )
-    for name, stored, expected in sorted(report["mismatched_keys"]):
-        if stored[1:] != expected[1:] or expected[0] != labels:
-            raise ModelError(
-                f"model.path = {path!r}: its weights {name!r} are {tuple(stored)}, the model needs {tuple(expected)}; "
-                "config.json and the weights do not belong together"
-            )
+    check_complete(path, module, report, labels)
     _try(path, module, processor)
     return module, processor
 

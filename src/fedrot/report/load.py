@@ -126,6 +126,11 @@ def load_run(run_dir: Path) -> Run:
     directory = Path(run_dir)
     if not directory.is_dir():
         raise OutputError(f"run directory '{directory}': not found; {_NOT_A_RUN}")
+    if (directory / "plan.json").exists() and not (directory / "config.toml").exists():
+        raise OutputError(
+            f"'{directory}' holds a comparison and no single run; its page is '{directory / 'compare.html'}', which "
+            f"`fedrot compare --resume --out {directory}` writes again"
+        )
     config, config_text = _read_config(directory / "config.toml")
     records, notes = _read_metrics(directory / "metrics.jsonl")
     summary = _read_summary(directory / "summary.json")
@@ -149,7 +154,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_metrics(path: Path) -> tuple[tuple[Record, ...], list[str]]:
-    lines = _read_bytes(path).split(b"\n")
+    lines = _read_bytes(path).split(b"\n") if path.exists() else []
     notes: list[str] = []
     by_round: dict[int, Record] = {}
     repeated: Counter[int] = Counter()
@@ -173,9 +178,7 @@ def _read_metrics(path: Path) -> tuple[tuple[Record, ...], list[str]]:
         repeated[record["round"]] += 1
         by_round[record["round"]] = record
     if not by_round:
-        raise OutputError(
-            f"'{path}': holds no complete round; let the run finish at least one round, then report"
-        )
+        raise OutputError(f"'{path.parent}' has no finished round yet; continue it with --resume")
     twice = [r for r, times in sorted(repeated.items()) if times > 1]
     if twice:
         notes.append(f"{_rounds(twice)} recorded more than once in metrics.jsonl; the last record is shown.")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fedrot.config import TaskConfig
-from fedrot.errors import ConfigError, DataError, ModelError
+from fedrot.errors import ConfigError, ModelError
 from fedrot.tasks.dialogues import messages_of
 from fedrot.tasks.encode import flat, pad_id
 from fedrot.tasks.exchanges import EncodedExchanges
+from fedrot.tasks.named import RowError
 from fedrot.tasks.templates import Rendered, renderer
 from fedrot.tasks.tokens import EncodedTokens
 
@@ -63,7 +64,7 @@ def encode_dialogues(
     Raises:
         ConfigError: a template that does not fit, or packing or several answers a conversation with an encoder-decoder
             model.
-        DataError: an answer that does not fit into `task.max_length` (with its row), or one without tokens.
+        RowError: an answer that does not fit into `task.max_length`, or one without tokens.
         ModelError: a tokenizer that does not tell which characters a token stands for.
     """
     if opening is not None and config.packing:
@@ -73,19 +74,21 @@ def encode_dialogues(
     ids: list[list[int]] = []
     asked: list[Tensor] = []
     truncated = 0
-    for number, tokens in enumerate(_tokens(dataset, tokenizer, config, opening is not None), start=1):
-        kept = _fitted(tokens, config, number)
+    for row, tokens in enumerate(_tokens(dataset, tokenizer, config, opening is not None)):
+        kept = _fitted(tokens, config, row)
         truncated += len(kept) < len(tokens.ids)
         mask = torch.tensor([tokens.asked[index] for index in kept], dtype=torch.bool)
         if not bool(mask[1:].any()):
-            raise DataError(
-                f"row {number}: no token of its answer is left to learn; raise task.max_length = {config.max_length}, "
-                "or leave such rows out by task.overlong = 'drop'"
+            raise RowError(
+                row,
+                f"no token of its answer is left to learn; raise task.max_length = {config.max_length}, or leave such "
+                "rows out by task.overlong = 'drop'",
             )
         if opening is not None and bool(mask[0]):
-            raise DataError(
-                f"row {number}: no token of its prompt is left to read; raise task.max_length = {config.max_length}, "
-                "or remove the row"
+            raise RowError(
+                row,
+                f"no token of its prompt is left to read; raise task.max_length = {config.max_length}, or remove the "
+                "row",
             )
         mask[0] = False  # nothing comes before the first token that it could be predicted from
         ids.append([tokens.ids[index] for index in kept])
@@ -132,7 +135,7 @@ def _tokens(dataset: Dataset, tokenizer: Any, config: TaskConfig, apart: bool) -
     for start in range(0, len(rows), _CHUNK):
         texts = [render(messages) for messages in rows[start : start + _CHUNK]]
         if apart:
-            yield from _in_two(texts, tokenizer, start)
+            yield from _in_two(texts, tokenizer)
             continue
         sequences, offsets = _tokenized([rendered.text for rendered in texts], tokenizer, texts[0].special)
         for rendered, sequence, spans in zip(texts, sequences, offsets, strict=True):
@@ -151,14 +154,13 @@ def _tokenized(texts: list[str], tokenizer: Any, special: bool) -> tuple[list[li
     return output["input_ids"], output["offset_mapping"]
 
 
-def _in_two(texts: list[Rendered], tokenizer: Any, before: int) -> Iterator[_Tokens]:
+def _in_two(texts: list[Rendered], tokenizer: Any) -> Iterator[_Tokens]:
     """Conversations with one answer each, what comes before it and the answer tokenized by themselves."""
-    for number, rendered in enumerate(texts, start=before + 1):
-        if len(rendered.answers) > 1:
-            raise ConfigError(
-                f"task.answers = 'all': row {number} has {len(rendered.answers)} answers, and the decoder of this "
-                "model gives one to what its encoder reads; set task.answers = 'last'"
-            )
+    if most := max((len(rendered.answers) for rendered in texts if len(rendered.answers) > 1), default=0):
+        raise ConfigError(
+            f"task.answers = 'all': a conversation has {most} answers, and the decoder of this model gives one to what "
+            "its encoder reads; set task.answers = 'last'"
+        )
     cuts = [rendered.answers[0] for rendered in texts]
     special, end = texts[0].special, tokenizer.eos_token_id
     heads = [rendered.text[:start] for rendered, (start, _) in zip(texts, cuts, strict=True)]
@@ -197,18 +199,20 @@ def _fitted(tokens: _Tokens, config: TaskConfig, row: int) -> list[int]:
     excess = total - limit
     if excess <= 0:
         return positions
-    where = f"row {row}: {total} tokens, of which {sum(tokens.asked)} are answer; task.max_length = {limit}"
+    where = f"{total} tokens, of which {sum(tokens.asked)} are answer; task.max_length = {limit}"
     if config.overlong in ("error", "drop"):  # what is to be dropped has been, where rows are numbered
-        raise DataError(
-            f"{where} and task.overlong = {config.overlong!r}; raise task.max_length, or set task.overlong = 'cut-end'"
+        raise RowError(
+            row,
+            f"{where} and task.overlong = {config.overlong!r}; raise task.max_length, or set task.overlong = 'cut-end'",
         )
     if config.overlong == "cut-answer":
         return positions[:limit]
     room = tokens.cuttable
     if excess > len(room):
-        raise DataError(
+        raise RowError(
+            row,
             f"{where}: cutting the whole of its longest user message ({len(room)} tokens) does not make room; raise "
-            "task.max_length, or leave such rows out by task.overlong = 'drop'"
+            "task.max_length, or leave such rows out by task.overlong = 'drop'",
         )
     cut = room[:excess] if config.overlong == "cut-start" else room[len(room) - excess :]
     first = bisect_left(positions, cut[0])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedrot.errors import ConfigError, DataError
+from fedrot.errors import ConfigError
 from fedrot.tasks.columns import column_values
+from fedrot.tasks.named import RowError
 from fedrot.tasks.tokens import EncodedTokens
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def encode(dataset: Dataset, tokenizer: Any, max_length: int) -> EncodedTokens:
     Raises:
         ConfigError: `max_length` leaves no room beside the tokenizer's special tokens, or there is nothing to
             pad with.
-        DataError: an example without tokens.
+        RowError: an example without tokens.
     """
     pairs = "text_pair" in dataset.column_names
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
@@ -46,9 +47,7 @@ def encode(dataset: Dataset, tokenizer: Any, max_length: int) -> EncodedTokens:
         if with_types:
             types.append(flat(output["token_type_ids"]))
     if 0 in lengths:
-        raise DataError(
-            f"row {lengths.index(0) + 1}: the tokenizer makes no tokens of its text; remove the row"
-        )
+        raise RowError(lengths.index(0), "the tokenizer makes no tokens of its text; remove the row")
     return EncodedTokens(
         input_ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.long),
         offsets=torch.tensor([0, *lengths]).cumsum(0),

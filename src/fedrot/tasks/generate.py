@@ -52,7 +52,7 @@ class Generate(Objective):
         config = self.config
         splits, notes = _splits(config)
         splits = split_off(splits, config, seed, SPOKEN)
-        splits, removed = disjoint(splits, SPOKEN)
+        splits, removed = disjoint(splits, config, SPOKEN)
         splits = limited(splits, config, seed, SPOKEN)
         return TaskData(
             name=config.data,

@@ -49,7 +49,7 @@ class Grade(Objective):
         tables = {
             name: _standard(data, source.text, source.text_pair) for name, data in found.items() if data
         }
-        splits, removed = disjoint(split_off(tables, self.config, seed, GRADED), GRADED)
+        splits, removed = disjoint(split_off(tables, self.config, seed, GRADED), self.config, GRADED)
         splits = limited(splits, self.config, seed, GRADED)
         return TaskData(
             name=self.config.data,

@@ -73,8 +73,14 @@ def split_off(
     return splits
 
 
-def disjoint(splits: dict[str, Dataset], columns: Columns) -> tuple[dict[str, Dataset], list[str]]:
-    """The splits without what others hold too: test keeps its examples, then validation; and notes of how many."""
+def disjoint(
+    splits: dict[str, Dataset], config: TaskConfig, columns: Columns
+) -> tuple[dict[str, Dataset], list[str]]:
+    """The splits without what others hold too: test keeps its examples, then validation; and notes of how many.
+
+    Raises:
+        DataError: too little of training is left to learn from, since test is made of the same examples.
+    """
     keys = {split: columns.keys(data) for split, data in splits.items()}
     result, notes = dict(splits), []
     tested = [split for split in splits if split not in ("train", "validation")]
@@ -89,7 +95,24 @@ def disjoint(splits: dict[str, Dataset], columns: Columns) -> tuple[dict[str, Da
             )
             result[split] = splits[split].select(kept)
             keys[split] = [keys[split][row] for row in kept]
+    _check_left(splits["train"], result["train"], config, columns)
     return result, notes
+
+
+def _check_left(before: Dataset, after: Dataset, config: TaskConfig, columns: Columns) -> None:
+    """Say why training is empty, or has a single class, if it was not so before."""
+    needed = 1 if columns.label is None else 2
+    if len(set(columns.classes(after))) >= needed or len(set(columns.classes(before))) < needed:
+        return
+    of_own = config.test_data is not None
+    key, value = ("task.test_data", config.test_data) if of_own else ("task.data", config.data)
+    lost = len(before) - len(after)
+    left = f"{len(after)} examples of a single class" if len(after) else "none"
+    remedy = "name a file of other examples, or leave the key out" if of_own else "set task.test_data"
+    raise DataError(
+        f"{key} = {value!r}: {lost} of {len(before)} examples of training were removed, since their {columns.said} is "
+        f"also in test or validation, which leaves {left}; {remedy}"
+    )
 
 
 def limited(

@@ -52,7 +52,7 @@ def load_labelled(config: TaskConfig, seed: int, form: Form) -> TaskData:
     splits, names, where, notes = named_splits(config, form)
     own_test = "test" in splits
     splits = split_off(splits, config, seed, form.columns)
-    splits, removed = disjoint(splits, form.columns)
+    splits, removed = disjoint(splits, config, form.columns)
     _check_labels(splits, names, where, own_test=own_test)
     splits = limited(splits, config, seed, form.columns)
     further = {name: data for name, data in splits.items() if name not in ("train", "validation", "test")}

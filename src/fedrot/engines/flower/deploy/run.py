@@ -53,20 +53,18 @@ def submit(
         recipe: a TOML file; None only with `resume`: the stored one.
         out: run directory, on this machine; default as for `fedrot run`.
         resume: go on with the run in `out` from its newest whole checkpoint.
-        overrides: `section.key=value` strings applied to the recipe.
+        overrides: `section.key=value` strings applied to the recipe; with `resume` and no recipe, to the stored one.
         told: hears which options an override made meaningless.
 
     Raises:
         ConfigError, OutputError: a wrong recipe, an occupied directory, or one that another run is writing to.
     """
     config = None if recipe is None else _absolute(load_config(recipe, overrides, told))
-    if config is None and overrides:
-        raise ConfigError("--set: overrides apply to a recipe; name it, or leave --set out")
     path = out or (Path(config.output.dir) if config and config.output.dir else None)
     if resume:
         if path is None:
             raise ConfigError("--resume: name the run directory to continue, with --out DIR")
-        directory, config = RunDirectory.reopen(path.absolute(), config)
+        directory, config = RunDirectory.reopen(path.absolute(), config, overrides)
     elif config is None or recipe is None:
         raise ConfigError("no recipe: give the path of a TOML file, or --resume --out DIR to continue a run")
     else:
