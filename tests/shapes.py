@@ -50,6 +50,14 @@ SHAPES: dict[str, Shape] = {
     "gpt2": Shape(
         "GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
     ),
+    "opt": Shape(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            **{"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2},
+            **{"num_attention_heads": 4, "max_position_embeddings": 64},
+        },
+    ),
     "t5": Shape("T5Model", "T5Config", T5),
     "t5-gated": Shape("T5Model", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}),
     "bart": Shape("BartForConditionalGeneration", "BartConfig", BART),

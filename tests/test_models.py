@@ -21,7 +21,7 @@ from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
 from fedrot.engines.run import run
 from fedrot.engines.setup import Federation, prepare
-from fedrot.errors import FedrotError
+from fedrot.errors import ConfigError, FedrotError
 from fedrot.evaluation.command import evaluate_directory
 from fedrot.evaluation.options import Options
 from fedrot.methods import Trainable
@@ -230,6 +230,18 @@ def test_a_text_begins_at_the_first_position_whoever_shares_its_batch(
     assert data.lengths[short] < data.lengths[long]
     together = federation.objective.observe(model, data.batch(torch.cat([short, long])), None)
     torch.testing.assert_close(together[:1], federation.objective.observe(model, data.batch(short), None))
+
+
+def test_rows_of_several_texts_are_refused_where_these_would_read_each_other(
+    made: Callable[[str, str], Make],
+) -> None:
+    """OPT makes its own mask, whatever the positions say."""
+    make = made("opt", "generate")
+    prepare(make())
+    with pytest.raises(
+        ConfigError, match=r"task\.packing = true: .* each other's loss .*task\.packing = false"
+    ):
+        prepare(make(packing=True))
 
 
 @pytest.mark.parametrize("shape", ["t5", "bart"])
