@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fedrot.errors import ConfigError, DataError
 from fedrot.evaluation.generation import Decoding, check_room, complete, cut
 from fedrot.model.generation import Draw, Sampling, generate_batch
+from tests.shapes import build
 
 PROMPTS = ["def f(x):", "a", "Question: how many?\nAnswer:", "Once upon a time there was", "ü"]
 
@@ -31,6 +33,22 @@ def test_a_padded_batch_with_cache_gives_what_each_prompt_gives_alone(llama: tup
     prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     found = generate_batch(model, tokenizer, prompts, max_new_tokens=12)
     assert found == [slow_greedy(model, prompt, 12) for prompt in prompts]
+
+
+@pytest.mark.parametrize("shape", ["bart", "t5"])
+def test_an_encoder_reads_a_short_prompt_in_a_batch_as_it_does_alone(shape: str, tmp_path: Path) -> None:
+    """BART's encoder counts positions from the first column, padding or not."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    path = build(shape, tmp_path)
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    seen: list[torch.Tensor] = []  # what the encoder makes of them
+    model.get_encoder().register_forward_hook(lambda _, __, out: seen.append(out[0]))
+    found = generate_batch(model, tokenizer, prompts, max_new_tokens=4)
+    assert found == [generate_batch(model, tokenizer, [prompt], max_new_tokens=4)[0] for prompt in prompts]
+    for prompt, together, alone in zip(prompts, seen[0], seen[1:], strict=True):
+        torch.testing.assert_close(together[: len(prompt)], alone[0], rtol=1e-4, atol=1e-4)
 
 
 def test_texts_come_in_the_order_of_their_prompts_whatever_the_batches(llama: tuple[Any, Any]) -> None:

@@ -55,7 +55,9 @@ def generate_batch(
 ) -> list[list[int]]:
     """The tokens that follow each prompt, up to an end token (left out), a stop string (kept) or `max_new_tokens`.
 
-    Prompts are padded on the left and the padding is masked, so that positions count from each prompt's first token.
+    Padding is masked. A decoder's prompts are padded on the left, so that all end where the new tokens begin; it counts
+    positions from each prompt's first token. An encoder's are padded on the right: many (BART's) count positions from
+    the first column, whatever it holds.
     The model's own defaults for sampling and penalties are not used: greedy means the likeliest token.
 
     Args:
@@ -75,8 +77,10 @@ def generate_batch(
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
+    column = torch.arange(width)
+    real = column < lengths if reads(model) else column >= width - lengths
+    ids = torch.full(real.shape, pad).masked_scatter(real, torch.tensor([t for p in prompts for t in p]))
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -97,7 +101,7 @@ def generate_batch(
     checks = [StopsSaid(tokenizer, stops, start)] if stops else []
     whole: Tensor = module.generate(
         input_ids=ids.to(device),
-        attention_mask=mask.to(device),
+        attention_mask=real.long().to(device),
         generation_config=settings,
         logits_processor=LogitsProcessorList(draws),
         stopping_criteria=StoppingCriteriaList(checks),
