@@ -10,7 +10,7 @@ import torch
 
 from fedrot.errors import ConfigError, DataError
 from fedrot.evaluation.generation import Decoding, check_room, complete, cut
-from fedrot.model.generation import Draw, Sampling, generate_batch
+from fedrot.model.generation import Draw, Sampling, StopsSaid, generate_batch
 from tests.shapes import build
 
 PROMPTS = ["def f(x):", "a", "Question: how many?\nAnswer:", "Once upon a time there was", "ü"]
@@ -94,6 +94,53 @@ def test_a_stop_string_ends_a_text_before_it_and_is_not_looked_for_in_the_prompt
     whole = complete(*llama, [stop + PROMPTS[3]], Decoding(max_new_tokens=40))
     assert found.texts[1][0] == cut(whole.texts[0][0], [stop]) != ""
     assert found.tokens < 60  # it stopped early, and did not only cut
+
+
+def dropping_the_first_space() -> Any:
+    """Bytes, and words with their space before them, decoded as Llama 2's tokenizer does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = ["<unk>", "<s>", "</s>", *(f"<0x{number:02X}>" for number in range(256)), "▁", *"abcdefgx:"]
+    merges = [("▁", "▁"), ("▁▁", "▁▁"), ("▁", "x")]
+    signs += [first + second for first, second in merges]
+    model = models.BPE({sign: number for number, sign in enumerate(signs)}, merges, byte_fallback=True)
+    inner = Tokenizer(model)
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def test_completions_keep_the_space_that_they_begin_with(
+    llama: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = dropping_the_first_space()
+    prompt = "def f:\n"
+    new = tokenizer.convert_tokens_to_ids(["▁▁▁▁", "x", "<0x0A>", "▁▁▁▁", "a"])
+    assert tokenizer.decode(new) == "   x\n    a"
+    monkeypatch.setattr("fedrot.evaluation.generation.generate_batch", lambda *_, **__: [new])
+    assert complete(llama[0], tokenizer, [prompt], Decoding(max_new_tokens=8)).texts == (("    x\n    a",),)
+
+
+def test_stop_strings_are_looked_for_in_the_text_that_is_cut_at_them() -> None:
+    tokenizer = dropping_the_first_space()
+    prompt = tokenizer("def f:\n")["input_ids"]
+    new = tokenizer.convert_tokens_to_ids(["▁▁▁▁", "x", "a", "a"])
+    ids = torch.tensor([prompt + new])
+    for stop, there in (
+        ("    x", True),
+        ("\n    x", False),
+    ):  # a line that the prompt ends is not the model's
+        assert bool(StopsSaid(tokenizer, [stop], len(prompt))(ids, None)) is there
 
 
 def test_samples_depend_on_their_seed_and_not_on_their_batch(llama: tuple[Any, Any]) -> None:

@@ -15,6 +15,9 @@ from fedrot.errors import ConfigError
 CHECK_EVERY = 4
 """Steps between two looks for stop strings. What is generated beyond one is cut off anyway."""
 
+ANCHOR = 8
+"""Tokens before those that are looked at, behind which these are decoded."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -115,6 +118,17 @@ def reads(model: nn.Module) -> bool:
     return bool(settings.is_encoder_decoder)
 
 
+def said(tokenizer: Any, before: Sequence[int], new: Sequence[int]) -> str:
+    """What `new` tokens add to the text of those `before` them.
+
+    By themselves they may read otherwise: decoders of SentencePiece's sort drop the first space of a text, wherever in
+    the text the tokens stood, and some set right the space before a full stop.
+    """
+    head, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in ([*before], [*before, *new]))
+    parts = (place for place, (one, other) in enumerate(zip(head, whole, strict=False)) if one != other)
+    return whole[next(parts, len(head)) :]
+
+
 def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     """Tokens that end a text: the model's own, and the tokenizer's."""
     module: Any = model
@@ -169,9 +183,11 @@ class StopsSaid:
             self.said = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         new = input_ids.shape[1] - self.start
         if new % CHECK_EVERY == 0:
-            texts = self.tokenizer.batch_decode(
-                input_ids[:, -min(new, self.tail) :], skip_special_tokens=True
-            )
+            first = input_ids.shape[1] - min(new, self.tail)
+            texts = [
+                said(self.tokenizer, row[max(0, first - ANCHOR) : first], row[first:])
+                for row in input_ids.tolist()
+            ]
             found = [any(stop in text for stop in self.stops) for text in texts]
             self.said = self.said | torch.tensor(found, device=input_ids.device)
         return self.said
