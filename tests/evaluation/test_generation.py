@@ -96,6 +96,16 @@ def test_a_stop_string_ends_a_text_before_it_and_is_not_looked_for_in_the_prompt
     assert found.tokens < 60  # it stopped early, and did not only cut
 
 
+def test_padding_behind_a_text_that_ended_first_is_not_counted(llama: tuple[Any, Any]) -> None:
+    texts = [text for (text,) in complete(*llama, PROMPTS, Decoding(max_new_tokens=40)).texts]
+    stop = next(sign for sign in texts[0] if any(sign not in text for text in texts))
+    counts = [
+        complete(*llama, PROMPTS, Decoding(max_new_tokens=40, batch_size=size), stops=[stop]).tokens
+        for size in (1, 5)
+    ]
+    assert counts[0] == counts[1] < 5 * 40
+
+
 def dropping_the_first_space() -> Any:
     """Bytes, and words with their space before them, decoded as Llama 2's tokenizer does."""
     from tokenizers import Tokenizer, decoders, models, normalizers

@@ -109,7 +109,10 @@ def generate_batch(
         logits_processor=LogitsProcessorList(draws),
         stopping_criteria=StoppingCriteriaList(checks),
     )
-    return [_until(row, ends) for row in whole[:, start:].tolist()]
+    new: list[list[int]] = whole[:, start:].tolist()
+    if checks:  # what follows a stop string is padding, until the last text of the batch has ended
+        new = [row[:length] for row, length in zip(new, checks[0].lengths, strict=True)]
+    return [_until(row, ends) for row in new]
 
 
 def reads(model: nn.Module) -> bool:
@@ -175,12 +178,12 @@ class StopsSaid:
         self.tokenizer, self.stops, self.start = tokenizer, tuple(stops), start
         # A token stands for a byte at least, but for pieces of a character; the margin makes up for cut ones.
         self.tail = CHECK_EVERY + max(len(stop.encode()) for stop in stops) + 4
-        self.said: Tensor | None = None
+        self.lengths: list[int | None] = []
+        """Of each text when it was found finished, in new tokens."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
         """`(k,)` which texts are finished."""
-        if self.said is None:
-            self.said = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self.lengths = self.lengths or [None] * len(input_ids)
         new = input_ids.shape[1] - self.start
         if new % CHECK_EVERY == 0:
             first = input_ids.shape[1] - min(new, self.tail)
@@ -188,6 +191,7 @@ class StopsSaid:
                 said(self.tokenizer, row[max(0, first - ANCHOR) : first], row[first:])
                 for row in input_ids.tolist()
             ]
-            found = [any(stop in text for stop in self.stops) for text in texts]
-            self.said = self.said | torch.tensor(found, device=input_ids.device)
-        return self.said
+            for number, text in enumerate(texts):
+                if self.lengths[number] is None and any(stop in text for stop in self.stops):
+                    self.lengths[number] = new
+        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
