@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 import fedrot
 from fedrot.client import plan_group, train_group
@@ -262,6 +263,22 @@ def test_a_decoder_with_an_encoder_learns_the_answers_as_transformers_trains_it(
         torch.testing.assert_close(observed[row, 0] / observed[row, 2], loss)
         assert observed[row, 2] == labels.numel()
     assert len(data) > 3
+    federation.model.close()
+
+
+@pytest.mark.parametrize("shape", ["gemma2", "t5gemma", "recurrent-gemma", "granite"])
+def test_scores_that_are_capped_or_scaled_count_as_the_model_gives_them(
+    made: Callable[[str, str], Make], shape: str
+) -> None:
+    """The setting has another name in each, and lies in those of the decoder where there is an encoder."""
+    federation = prepare(made(shape, "generate")())
+    batch = federation.test.data.batch(torch.arange(4))
+    assert batch.asked is not None
+    observed = federation.objective.observe(federation.model, batch, None)[:, 0].sum()
+    said = batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"]).flatten()
+    own = logits(federation.base.module, batch.inputs).flatten(0, 1)
+    loss = cross_entropy(own[batch.asked.place - 1], said[batch.asked.place], reduction="sum")
+    torch.testing.assert_close(observed, loss, rtol=1e-5, atol=1e-4)
     federation.model.close()
 
 
