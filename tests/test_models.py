@@ -26,7 +26,7 @@ from fedrot.errors import ConfigError, FedrotError
 from fedrot.evaluation.command import evaluate_directory
 from fedrot.evaluation.options import Options
 from fedrot.methods import Trainable
-from fedrot.model import save_merged
+from fedrot.model import save_merged, save_peft
 from fedrot.model.base import ENCODER_DECODER
 from tests.pictures import draw
 from tests.shapes import build
@@ -231,6 +231,32 @@ def test_a_text_begins_at_the_first_position_whoever_shares_its_batch(
     assert data.lengths[short] < data.lengths[long]
     together = federation.objective.observe(model, data.batch(torch.cat([short, long])), None)
     torch.testing.assert_close(together[:1], federation.objective.observe(model, data.batch(short), None))
+
+
+@pytest.mark.parametrize("own", [0, -1, 7])
+def test_a_decoder_scores_the_last_token_of_a_text_whatever_its_padding_was(
+    made: Callable[[str, str], Make], tmp_path: Path, own: int
+) -> None:
+    """A tokenizer without a padding token lends its end token, and config.json names another, as Llama's do."""
+    config = made("llama", "classify")()
+    path = Path(config.model.path)
+    settings = json.loads((path / "config.json").read_text()) | {"pad_token_id": own}
+    (path / "config.json").write_text(json.dumps(settings))
+    kept = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**kept, "pad_token": None}))
+    federation = prepare(config)
+    data, model = federation.test.data, federation.model
+    order = data.lengths.argsort()
+    short, long = order[:1], order[-1:]
+    assert data.lengths[short] < data.lengths[long]
+    together = federation.objective.observe(model, data.batch(torch.cat([short, long])), None)
+    torch.testing.assert_close(together[:1], federation.objective.observe(model, data.batch(short), None))
+    assert federation.base.tokenizer.pad_token_id is None
+    save_peft(tmp_path, federation.initial, federation.base, config.lora, {})
+    assert "pad_token_id=3" in (tmp_path / "README.md").read_text()
+    save_merged(tmp_path / "merged", federation.base, federation.initial)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["pad_token_id"] == 3
+    federation.model.close()
 
 
 def test_rows_of_several_texts_are_refused_where_these_would_read_each_other(

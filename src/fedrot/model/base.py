@@ -163,6 +163,8 @@ def load_base(
         )
     if kind == CLASSIFIER and learned_positions(module) is not None:
         processor.padding_side = "right"  # a text begins at the first position, whoever shares its batch
+    if kind == CLASSIFIER and reads_last(module):
+        module.config.get_text_config().pad_token_id = padding(processor)  # whatever its config.json says
     if files.gguf is not None:
         whole: Any = module  # what transformers notes of the file would keep the model from being saved
         whole.hf_quantizer.remove_quantization_config(whole)
@@ -225,6 +227,14 @@ def _read(
 def padding(tokenizer: Any) -> int | None:
     """The token that texts are padded with: a tokenizer without one (GPT-2's) lends its end token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def reads_last(module: nn.Module) -> bool:
+    """Whether a classifier is a decoder, which scores a text's last token that is not `config.pad_token_id`.
+
+    Encoders have no layer of this name. Some (RoBERTa) count positions from their own padding token, which must stay.
+    """
+    return hasattr(module, "score")
 
 
 def _head(module: nn.Module, modules_to_save: Sequence[str] | None, kind: str) -> tuple[str, ...]:
