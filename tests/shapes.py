@@ -83,6 +83,11 @@ SHAPES: dict[str, Shape] = {
     "bart": Shape("BartForConditionalGeneration", "BartConfig", BART),
     "bert": Shape("BertModel", "BertConfig", ENCODER),
     "roberta": Shape("RobertaModel", "RobertaConfig", ENCODER),
+    "distilbert": Shape(
+        "DistilBertModel",
+        "DistilBertConfig",
+        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 70},
+    ),
     "vit": Shape("ViTModel", "ViTConfig", {**WIDE, "image_size": 8, "patch_size": 4}, texts=False),
 }
 

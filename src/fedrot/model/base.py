@@ -21,7 +21,7 @@ from fedrot.model.quantization import check_quantization, quantization
 from fedrot.model.vision import check_vision, read_vision
 from fedrot.model.words import CARD, first_line, inside, quiet_transformers
 
-HEAD_NAMES = ("classifier", "score", "classification_head")
+HEAD_NAMES = ("classifier", "score", "classification_head", "pre_classifier")
 
 CLASSIFIER, LANGUAGE, VISION = "sequence-classification", "causal-lm", "image-classification"
 """Kinds of models, as tasks name them."""
