@@ -42,6 +42,11 @@ BART = {
     **{"decoder_start_token_id": 3, "forced_eos_token_id": None},
 }
 
+GEMMA = {
+    **{**DECODER, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8, "vocab_size": 260},
+    "final_logit_softcapping": 2.0,
+}
+
 SHAPES: dict[str, Shape] = {
     "llama": Shape("LlamaForCausalLM", "LlamaConfig", DECODER),
     "qwen2": Shape("Qwen2ForCausalLM", "Qwen2Config", {**DECODER, "tie_word_embeddings": True}),
@@ -50,11 +55,39 @@ SHAPES: dict[str, Shape] = {
     "gpt2": Shape(
         "GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
     ),
+    "opt": Shape(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            **{"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2},
+            **{"num_attention_heads": 4, "max_position_embeddings": 64},
+        },
+    ),
     "t5": Shape("T5Model", "T5Config", T5),
     "t5-gated": Shape("T5Model", "T5Config", {**T5, "feed_forward_proj": "gated-gelu"}),
+    "t5gemma": Shape(
+        "T5GemmaForConditionalGeneration",
+        "T5GemmaConfig",
+        {"encoder": GEMMA, "decoder": GEMMA, "decoder_start_token_id": 2},
+    ),
+    "gemma2": Shape("Gemma2ForCausalLM", "Gemma2Config", GEMMA),
+    "recurrent-gemma": Shape(
+        "RecurrentGemmaForCausalLM",
+        "RecurrentGemmaConfig",
+        {
+            **{**DECODER, "num_hidden_layers": 3, "head_dim": 8, "lru_width": 32},
+            **{"attention_window_size": 16, "logits_soft_cap": 2.0},
+        },
+    ),
+    "granite": Shape("GraniteForCausalLM", "GraniteConfig", {**DECODER, "logits_scaling": 4.0}),
     "bart": Shape("BartForConditionalGeneration", "BartConfig", BART),
     "bert": Shape("BertModel", "BertConfig", ENCODER),
     "roberta": Shape("RobertaModel", "RobertaConfig", ENCODER),
+    "distilbert": Shape(
+        "DistilBertModel",
+        "DistilBertConfig",
+        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 70},
+    ),
     "vit": Shape("ViTModel", "ViTConfig", {**WIDE, "image_size": 8, "patch_size": 4}, texts=False),
 }
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 import fedrot
 from fedrot.client import plan_group, train_group
@@ -21,11 +22,11 @@ from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
 from fedrot.engines.run import run
 from fedrot.engines.setup import Federation, prepare
-from fedrot.errors import FedrotError
+from fedrot.errors import ConfigError, FedrotError
 from fedrot.evaluation.command import evaluate_directory
 from fedrot.evaluation.options import Options
 from fedrot.methods import Trainable
-from fedrot.model import save_merged
+from fedrot.model import save_merged, save_peft
 from fedrot.model.base import ENCODER_DECODER
 from tests.pictures import draw
 from tests.shapes import build
@@ -232,6 +233,44 @@ def test_a_text_begins_at_the_first_position_whoever_shares_its_batch(
     torch.testing.assert_close(together[:1], federation.objective.observe(model, data.batch(short), None))
 
 
+@pytest.mark.parametrize("own", [0, -1, 7])
+def test_a_decoder_scores_the_last_token_of_a_text_whatever_its_padding_was(
+    made: Callable[[str, str], Make], tmp_path: Path, own: int
+) -> None:
+    """A tokenizer without a padding token lends its end token, and config.json names another, as Llama's do."""
+    config = made("llama", "classify")()
+    path = Path(config.model.path)
+    settings = json.loads((path / "config.json").read_text()) | {"pad_token_id": own}
+    (path / "config.json").write_text(json.dumps(settings))
+    kept = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**kept, "pad_token": None}))
+    federation = prepare(config)
+    data, model = federation.test.data, federation.model
+    order = data.lengths.argsort()
+    short, long = order[:1], order[-1:]
+    assert data.lengths[short] < data.lengths[long]
+    together = federation.objective.observe(model, data.batch(torch.cat([short, long])), None)
+    torch.testing.assert_close(together[:1], federation.objective.observe(model, data.batch(short), None))
+    assert federation.base.tokenizer.pad_token_id is None
+    save_peft(tmp_path, federation.initial, federation.base, config.lora, {})
+    assert "pad_token_id=3" in (tmp_path / "README.md").read_text()
+    save_merged(tmp_path / "merged", federation.base, federation.initial)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["pad_token_id"] == 3
+    federation.model.close()
+
+
+def test_rows_of_several_texts_are_refused_where_these_would_read_each_other(
+    made: Callable[[str, str], Make],
+) -> None:
+    """OPT makes its own mask, whatever the positions say."""
+    make = made("opt", "generate")
+    prepare(make())
+    with pytest.raises(
+        ConfigError, match=r"task\.packing = true: .* each other's loss .*task\.packing = false"
+    ):
+        prepare(make(packing=True))
+
+
 @pytest.mark.parametrize("shape", ["t5", "bart"])
 def test_a_decoder_with_an_encoder_learns_the_answers_as_transformers_trains_it(
     made: Callable[[str, str], Make], shape: str
@@ -250,6 +289,22 @@ def test_a_decoder_with_an_encoder_learns_the_answers_as_transformers_trains_it(
         torch.testing.assert_close(observed[row, 0] / observed[row, 2], loss)
         assert observed[row, 2] == labels.numel()
     assert len(data) > 3
+    federation.model.close()
+
+
+@pytest.mark.parametrize("shape", ["gemma2", "t5gemma", "recurrent-gemma", "granite"])
+def test_scores_that_are_capped_or_scaled_count_as_the_model_gives_them(
+    made: Callable[[str, str], Make], shape: str
+) -> None:
+    """The setting has another name in each, and lies in those of the decoder where there is an encoder."""
+    federation = prepare(made(shape, "generate")())
+    batch = federation.test.data.batch(torch.arange(4))
+    assert batch.asked is not None
+    observed = federation.objective.observe(federation.model, batch, None)[:, 0].sum()
+    said = batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"]).flatten()
+    own = logits(federation.base.module, batch.inputs).flatten(0, 1)
+    loss = cross_entropy(own[batch.asked.place - 1], said[batch.asked.place], reduction="sum")
+    torch.testing.assert_close(observed, loss, rtol=1e-5, atol=1e-4)
     federation.model.close()
 
 

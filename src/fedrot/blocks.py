@@ -103,12 +103,7 @@ class TokenHead:
                 f"the model's output layer {name!r} is a {type(layer).__name__}; expected nn.Linear"
             )
         self.layer = layer
-        settings: Any = module.config
-        after = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-        shift = getattr(module, "final_logits_bias", None)  # BART's, zeros in most models
-        self.plain = all(getattr(settings, key, None) in (None, 1, 1.0) for key in after) and (
-            shift is None or not bool(shift.any())
-        )
+        self.plain = _gives_scores(module, layer)
 
     def scores(self, batch: Batch) -> TokenScores:
         """Of every token that `batch` asks for; differentiable in what lies below the output layer."""
@@ -135,6 +130,28 @@ class TokenHead:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = nn.functional.cross_entropy(wide, target, reduction="none")
         return TokenScores(loss, wide.argmax(1) == target)
+
+
+@torch.no_grad()
+def _gives_scores(module: nn.Module, layer: nn.Linear) -> bool:
+    """Whether a model's scores are what its output layer gives: tried on a few tokens.
+
+    What is done to them afterwards, and which of its settings say so, differs from model to model.
+    """
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
+    config: Any = module.config
+    tokens = torch.arange(1, 5, device=next(module.parameters()).device).remainder(layer.weight.shape[0])[
+        None
+    ]
+    inputs = {"input_ids": tokens} | ({"decoder_input_ids": tokens} if config.is_encoder_decoder else {})
+    if _generates(type(module)):
+        inputs |= {"use_cache": False}
+    try:
+        logits = module(**inputs).logits
+    finally:
+        handle.remove()
+    return torch.equal(seen[-1].to(logits.dtype), logits)
 
 
 class Recomputed:

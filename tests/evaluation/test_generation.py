@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from fedrot.errors import ConfigError, DataError
 from fedrot.evaluation.generation import Decoding, check_room, complete, cut
-from fedrot.model.generation import Draw, Sampling, generate_batch
+from fedrot.model.generation import Draw, Sampling, StopsSaid, generate_batch
+from tests.shapes import build
 
 PROMPTS = ["def f(x):", "a", "Question: how many?\nAnswer:", "Once upon a time there was", "ü"]
 
@@ -31,6 +33,22 @@ def test_a_padded_batch_with_cache_gives_what_each_prompt_gives_alone(llama: tup
     prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     found = generate_batch(model, tokenizer, prompts, max_new_tokens=12)
     assert found == [slow_greedy(model, prompt, 12) for prompt in prompts]
+
+
+@pytest.mark.parametrize("shape", ["bart", "t5"])
+def test_an_encoder_reads_a_short_prompt_in_a_batch_as_it_does_alone(shape: str, tmp_path: Path) -> None:
+    """BART's encoder counts positions from the first column, padding or not."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    path = build(shape, tmp_path)
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    seen: list[torch.Tensor] = []  # what the encoder makes of them
+    model.get_encoder().register_forward_hook(lambda _, __, out: seen.append(out[0]))
+    found = generate_batch(model, tokenizer, prompts, max_new_tokens=4)
+    assert found == [generate_batch(model, tokenizer, [prompt], max_new_tokens=4)[0] for prompt in prompts]
+    for prompt, together, alone in zip(prompts, seen[0], seen[1:], strict=True):
+        torch.testing.assert_close(together[: len(prompt)], alone[0], rtol=1e-4, atol=1e-4)
 
 
 def test_texts_come_in_the_order_of_their_prompts_whatever_the_batches(llama: tuple[Any, Any]) -> None:
@@ -76,6 +94,63 @@ def test_a_stop_string_ends_a_text_before_it_and_is_not_looked_for_in_the_prompt
     whole = complete(*llama, [stop + PROMPTS[3]], Decoding(max_new_tokens=40))
     assert found.texts[1][0] == cut(whole.texts[0][0], [stop]) != ""
     assert found.tokens < 60  # it stopped early, and did not only cut
+
+
+def test_padding_behind_a_text_that_ended_first_is_not_counted(llama: tuple[Any, Any]) -> None:
+    texts = [text for (text,) in complete(*llama, PROMPTS, Decoding(max_new_tokens=40)).texts]
+    stop = next(sign for sign in texts[0] if any(sign not in text for text in texts))
+    counts = [
+        complete(*llama, PROMPTS, Decoding(max_new_tokens=40, batch_size=size), stops=[stop]).tokens
+        for size in (1, 5)
+    ]
+    assert counts[0] == counts[1] < 5 * 40
+
+
+def dropping_the_first_space() -> Any:
+    """Bytes, and words with their space before them, decoded as Llama 2's tokenizer does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = ["<unk>", "<s>", "</s>", *(f"<0x{number:02X}>" for number in range(256)), "▁", *"abcdefgx:"]
+    merges = [("▁", "▁"), ("▁▁", "▁▁"), ("▁", "x")]
+    signs += [first + second for first, second in merges]
+    model = models.BPE({sign: number for number, sign in enumerate(signs)}, merges, byte_fallback=True)
+    inner = Tokenizer(model)
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1, right=0),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def test_completions_keep_the_space_that_they_begin_with(
+    llama: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = dropping_the_first_space()
+    prompt = "def f:\n"
+    new = tokenizer.convert_tokens_to_ids(["▁▁▁▁", "x", "<0x0A>", "▁▁▁▁", "a"])
+    assert tokenizer.decode(new) == "   x\n    a"
+    monkeypatch.setattr("fedrot.evaluation.generation.generate_batch", lambda *_, **__: [new])
+    assert complete(llama[0], tokenizer, [prompt], Decoding(max_new_tokens=8)).texts == (("    x\n    a",),)
+
+
+def test_stop_strings_are_looked_for_in_the_text_that_is_cut_at_them() -> None:
+    tokenizer = dropping_the_first_space()
+    prompt = tokenizer("def f:\n")["input_ids"]
+    new = tokenizer.convert_tokens_to_ids(["▁▁▁▁", "x", "a", "a"])
+    ids = torch.tensor([prompt + new])
+    for stop, there in (
+        ("    x", True),
+        ("\n    x", False),
+    ):  # a line that the prompt ends is not the model's
+        assert bool(StopsSaid(tokenizer, [stop], len(prompt))(ids, None)) is there
 
 
 def test_samples_depend_on_their_seed_and_not_on_their_batch(llama: tuple[Any, Any]) -> None:

@@ -22,9 +22,14 @@ from fedrot.stacked import StackedModel
 from fedrot.tasks.batch import Encoded
 from fedrot.tasks.catalogue import objective
 from fedrot.tasks.objective import Objective
+from fedrot.tasks.tokens import EncodedTokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+_TOGETHER = 8
+"""Texts that are tried in one row."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Parts:
         """A split, encoded; the states of frozen blocks are cached where the recipe asks for it.
 
         Raises:
-            ConfigError: a text longer than the model has positions for, or frozen blocks that cannot be cached.
+            ConfigError: a text longer than the model has positions for, frozen blocks that cannot be cached, or texts
+                that would read each other if they shared a row.
             ModelError: cached states would change this model's results.
         """
         return self.shared.get(name, frozen_key(self.config), lambda: self._built(name, data))
@@ -69,6 +75,8 @@ class Parts:
                 f"task.max_length = {config.task.max_length}: an example of {name} has {encoded.longest} tokens, and "
                 f"the model has positions for {limit}; set task.max_length = {limit}"
             )
+        if isinstance(encoded, EncodedTokens) and encoded.pack is not None:
+            _check_packing(self.crew.lead, goal, self.initial, encoded)
         if not config.train.cache_frozen:
             return Split(encoded)
         cache = FrozenCache(self.crew, encoded, config.train.cache_limit_mb)
@@ -133,9 +141,47 @@ def _check_cache(
     full = objective.observe(model, batch, None)
     cached = objective.observe(model, batch, cache.hidden(batch))
     model.unload()
-    tolerance = 1e-4 if full.dtype == torch.float32 and model.base.dtype == torch.float32 else 3e-2
+    tolerance = _tolerance(model)
     if not torch.allclose(full, cached, rtol=tolerance, atol=tolerance):
         raise ModelError(
             f"train.cache_frozen = true: this architecture gives other results from cached states (largest difference "
             f"{(full - cached).abs().max():.1e}); set train.cache_frozen = false"
         )
+
+
+@torch.no_grad()
+def _check_packing(model: StackedModel, objective: Objective, adapter: Adapter, data: EncodedTokens) -> None:
+    """Refuse rows of several texts with a model that lets them see each other, or that counts positions by itself.
+
+    Positions that start again tell most models of transformers where attention ends; those that make masks of their
+    own take no notice, and nothing fails. The shortest texts of the split, in one row, give it away.
+    """
+    shortest = data.lengths.argsort(stable=True)[:_TOGETHER]
+    rows = shortest[data.lengths[shortest].cumsum(0) <= max(int(data.pack or 0), data.longest)]
+    if len(rows) < 2:
+        return  # not even the shortest two fit in a row
+    model.load(adapter.expand(1))
+    try:
+        alone = objective.observe(model, data.unpacked(rows), None)
+        together = objective.observe(model, data.batch(rows), None)
+    except TypeError as error:
+        if "position_ids" not in str(error):
+            raise
+        raise ConfigError(
+            f"task.packing = true: this model takes no positions ({error}); set task.packing = false"
+        ) from error
+    finally:
+        model.unload()
+    loss, tokens = alone[:, 0], alone[:, 2].sum()
+    off = float((together[:, 0] - loss).abs().sum() / tokens)
+    # The mean over all tokens: rounding evens out, and what is read of another text does not.
+    if off > _tolerance(model) * (1 + float(loss.sum() / tokens)):
+        raise ConfigError(
+            f"task.packing = true: with this model, texts that share a row change each other's loss (by {off:.1e} a "
+            "token): it attends across them; set task.packing = false"
+        )
+
+
+def _tolerance(model: StackedModel) -> float:
+    """How far two ways to compute the same may lie apart, of values about 1."""
+    return 1e-4 if model.base.dtype == torch.float32 else 3e-2

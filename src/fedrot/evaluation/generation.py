@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedrot.errors import ConfigError, DataError
-from fedrot.model.generation import Sampling, generate_batch, reads
+from fedrot.model.generation import Sampling, generate_batch, reads, said
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ def complete(
             numbers=[prompt * decoding.samples + sample for prompt, sample in batch],
         )
         tokens += sum(map(len, found))
-        decoded = tokenizer.batch_decode(found, skip_special_tokens=True)
-        texts |= {job: cut(text, stops) for job, text in zip(batch, decoded, strict=True)}
+        for job, new in zip(batch, found, strict=True):
+            before = [] if apart else encoded[job[0]]  # a decoder with an encoder begins a text of its own
+            texts[job] = cut(said(tokenizer, before, new), stops)
         if progress is not None:
             progress(len(texts), len(jobs))
     grouped = tuple(

@@ -22,7 +22,7 @@ from fedrot.model.quantization import check_quantization, quantization
 from fedrot.model.vision import check_vision, read_vision
 from fedrot.model.words import CARD, first_line, inside, quiet_transformers
 
-HEAD_NAMES = ("classifier", "score", "classification_head")
+HEAD_NAMES = ("classifier", "score", "classification_head", "pre_classifier")
 
 CLASSIFIER, LANGUAGE, VISION = "sequence-classification", "causal-lm", "image-classification"
 """Kinds of models, as tasks name them."""
@@ -166,6 +166,8 @@ def load_base(
         )
     if kind == CLASSIFIER and learned_positions(module) is not None:
         processor.padding_side = "right"  # a text begins at the first position, whoever shares its batch
+    if kind == CLASSIFIER and reads_last(module):
+        module.config.get_text_config().pad_token_id = padding(processor)  # whatever its config.json says
     if files.gguf is not None:
         whole: Any = module  # what transformers notes of the file would keep the model from being saved
         whole.hf_quantizer.remove_quantization_config(whole)
@@ -245,6 +247,14 @@ def _read(
 def padding(tokenizer: Any) -> int | None:
     """The token that texts are padded with: a tokenizer without one (GPT-2's) lends its end token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def reads_last(module: nn.Module) -> bool:
+    """Whether a classifier is a decoder, which scores a text's last token that is not `config.pad_token_id`.
+
+    Encoders have no layer of this name. Some (RoBERTa) count positions from their own padding token, which must stay.
+    """
+    return hasattr(module, "score")
 
 
 def _head(module: nn.Module, modules_to_save: Sequence[str] | None, kind: str) -> tuple[str, ...]:

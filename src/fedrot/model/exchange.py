@@ -13,7 +13,7 @@ from torch import Tensor
 from fedrot.config import LoraSettings
 from fedrot.core.adapter import Adapter
 from fedrot.errors import ModelError
-from fedrot.model.base import CLASSIFIER, ENCODER_DECODER, LANGUAGE, VISION, BaseModel, padding
+from fedrot.model.base import CLASSIFIER, ENCODER_DECODER, LANGUAGE, VISION, BaseModel, padding, reads_last
 from fedrot.model.dense import is_transposed
 from fedrot.model.peft_format import PeftFiles, read_peft, write_peft
 from fedrot.model.sites import find_sites
@@ -59,7 +59,7 @@ def save_peft(
         "labels": list(base.labels),
         **card,
     }
-    if base.kind == CLASSIFIER and base.tokenizer.pad_token_id is None:
+    if base.kind == CLASSIFIER and (base.tokenizer.pad_token_id is None or reads_last(base.module)):
         facts["pad_token_id"] = padding(base.tokenizer)
     (directory / CARD).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     (directory / "README.md").write_text(_model_card(facts), "utf-8")

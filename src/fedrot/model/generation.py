@@ -15,6 +15,9 @@ from fedrot.errors import ConfigError
 CHECK_EVERY = 4
 """Steps between two looks for stop strings. What is generated beyond one is cut off anyway."""
 
+ANCHOR = 8
+"""Tokens before those that are looked at, behind which these are decoded."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -55,7 +58,9 @@ def generate_batch(
 ) -> list[list[int]]:
     """The tokens that follow each prompt, up to an end token (left out), a stop string (kept) or `max_new_tokens`.
 
-    Prompts are padded on the left and the padding is masked, so that positions count from each prompt's first token.
+    Padding is masked. A decoder's prompts are padded on the left, so that all end where the new tokens begin; it counts
+    positions from each prompt's first token. An encoder's are padded on the right: many (BART's) count positions from
+    the first column, whatever it holds.
     The model's own defaults for sampling and penalties are not used: greedy means the likeliest token.
 
     Args:
@@ -75,8 +80,10 @@ def generate_batch(
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts]).unsqueeze(1)
+    column = torch.arange(width)
+    real = column < lengths if reads(model) else column >= width - lengths
+    ids = torch.full(real.shape, pad).masked_scatter(real, torch.tensor([t for p in prompts for t in p]))
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -97,18 +104,32 @@ def generate_batch(
     checks = [StopsSaid(tokenizer, stops, start)] if stops else []
     whole: Tensor = module.generate(
         input_ids=ids.to(device),
-        attention_mask=mask.to(device),
+        attention_mask=real.long().to(device),
         generation_config=settings,
         logits_processor=LogitsProcessorList(draws),
         stopping_criteria=StoppingCriteriaList(checks),
     )
-    return [_until(row, ends) for row in whole[:, start:].tolist()]
+    new: list[list[int]] = whole[:, start:].tolist()
+    if checks:  # what follows a stop string is padding, until the last text of the batch has ended
+        new = [row[:length] for row, length in zip(new, checks[0].lengths, strict=True)]
+    return [_until(row, ends) for row in new]
 
 
 def reads(model: nn.Module) -> bool:
     """Whether an encoder of its own reads the prompts, so that the answers alone are generated."""
     settings: Any = model.config
     return bool(settings.is_encoder_decoder)
+
+
+def said(tokenizer: Any, before: Sequence[int], new: Sequence[int]) -> str:
+    """What `new` tokens add to the text of those `before` them.
+
+    By themselves they may read otherwise: decoders of SentencePiece's sort drop the first space of a text, wherever in
+    the text the tokens stood, and some set right the space before a full stop.
+    """
+    head, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in ([*before], [*before, *new]))
+    parts = (place for place, (one, other) in enumerate(zip(head, whole, strict=False)) if one != other)
+    return whole[next(parts, len(head)) :]
 
 
 def end_tokens(model: nn.Module, tokenizer: Any) -> frozenset[int]:
@@ -157,17 +178,20 @@ class StopsSaid:
         self.tokenizer, self.stops, self.start = tokenizer, tuple(stops), start
         # A token stands for a byte at least, but for pieces of a character; the margin makes up for cut ones.
         self.tail = CHECK_EVERY + max(len(stop.encode()) for stop in stops) + 4
-        self.said: Tensor | None = None
+        self.lengths: list[int | None] = []
+        """Of each text when it was found finished, in new tokens."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002
         """`(k,)` which texts are finished."""
-        if self.said is None:
-            self.said = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self.lengths = self.lengths or [None] * len(input_ids)
         new = input_ids.shape[1] - self.start
         if new % CHECK_EVERY == 0:
-            texts = self.tokenizer.batch_decode(
-                input_ids[:, -min(new, self.tail) :], skip_special_tokens=True
-            )
-            found = [any(stop in text for stop in self.stops) for text in texts]
-            self.said = self.said | torch.tensor(found, device=input_ids.device)
-        return self.said
+            first = input_ids.shape[1] - min(new, self.tail)
+            texts = [
+                said(self.tokenizer, row[max(0, first - ANCHOR) : first], row[first:])
+                for row in input_ids.tolist()
+            ]
+            for number, text in enumerate(texts):
+                if self.lengths[number] is None and any(stop in text for stop in self.stops):
+                    self.lengths[number] = new
+        return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
