@@ -182,6 +182,30 @@ def test_only_answers_and_their_end_are_asked(tmp_path: Path) -> None:
     assert data.counts.tolist() == [3]
 
 
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_white_space_of_an_answer_is_asked_and_that_of_its_prompt_is_not(
+    tmp_path: Path, trimmed: bool
+) -> None:
+    """Many tokenizers of bytes leave white space out of the characters that a token stands for."""
+    from tokenizers import processors
+
+    closing = tokenizer("llama")
+    closing.backend_tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=trimmed),
+            processors.TemplateProcessing(
+                single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)]
+            ),
+        ]
+    )
+    record = {"prompt": "def f:\n  ", "response": "    x\n  y \n"}
+    settings = config(tmp_path, [record, *rows(5)], template="{prompt}")
+    table, _ = conversations(Dataset.from_list([record]), settings, source([record]), "train")
+    data = objective(settings).encode(table, closing)
+    assert words(data, closing)[0] == "[BOS]"
+    assert closing.decode(data.input_ids[data.asked]) == "    x\n  y \n[EOS]"
+
+
 def test_every_answer_of_a_conversation_is_asked_or_the_last_alone(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     turns = [("user", "say"), ("assistant", "river"), ("user", "more"), ("assistant", "stone cloud")]

@@ -137,21 +137,25 @@ def _tokens(dataset: Dataset, tokenizer: Any, config: TaskConfig, apart: bool) -
         if apart:
             yield from _in_two(texts, tokenizer)
             continue
-        sequences, offsets = _tokenized([rendered.text for rendered in texts], tokenizer, texts[0].special)
-        for rendered, sequence, spans in zip(texts, sequences, offsets, strict=True):
-            yield _marked(rendered, sequence, spans, tokenizer.eos_token_id)
+        output = _tokenized([rendered.text for rendered in texts], tokenizer, texts[0].special)
+        for rendered, ids, spans, added in zip(texts, *output, strict=True):
+            yield _marked(rendered, ids, spans, added, tokenizer.eos_token_id)
 
 
-def _tokenized(texts: list[str], tokenizer: Any, special: bool) -> tuple[list[list[int]], list[_Spans]]:
+def _tokenized(
+    texts: list[str], tokenizer: Any, special: bool
+) -> tuple[list[list[int]], list[_Spans], list[list[int]]]:
+    """Token numbers, the characters that each stands for, and 1 where the tokenizer added it."""
     output = tokenizer(
         texts,
         add_special_tokens=special,
         return_attention_mask=False,
         return_token_type_ids=False,
         return_offsets_mapping=True,
+        return_special_tokens_mask=True,
         verbose=False,
     )
-    return output["input_ids"], output["offset_mapping"]
+    return output["input_ids"], output["offset_mapping"], output["special_tokens_mask"]
 
 
 def _in_two(texts: list[Rendered], tokenizer: Any) -> Iterator[_Tokens]:
@@ -165,7 +169,7 @@ def _in_two(texts: list[Rendered], tokenizer: Any) -> Iterator[_Tokens]:
     special, end = texts[0].special, tokenizer.eos_token_id
     heads = [rendered.text[:start] for rendered, (start, _) in zip(texts, cuts, strict=True)]
     answers = [rendered.text[slice(*cut)] for rendered, cut in zip(texts, cuts, strict=True)]
-    prompts, offsets = _tokenized(heads, tokenizer, special)
+    prompts, offsets, _ = _tokenized(heads, tokenizer, special)
     for rendered, prompt, spans, answer in zip(
         texts, prompts, offsets, _tokenized(answers, tokenizer, special)[0], strict=True
     ):
@@ -174,15 +178,23 @@ def _in_two(texts: list[Rendered], tokenizer: Any) -> Iterator[_Tokens]:
         yield _Tokens(prompt + said, asked, _within(spans, rendered.cuttable))
 
 
-def _marked(rendered: Rendered, ids: list[int], spans: _Spans, end: int | None) -> _Tokens:
-    """Which tokens begin in an answer. A special token that the tokenizer added stands for no characters."""
+def _marked(rendered: Rendered, ids: list[int], spans: _Spans, added: list[int], end: int | None) -> _Tokens:
+    """Which tokens begin in an answer; those that the tokenizer added begin nowhere."""
+    starts = [_begins(rendered.text, span) for span in spans]
     asked = [
-        last > first and any(start <= first < stop for start, stop in rendered.answers)
-        for first, last in spans
+        not own and any(start <= place < stop for start, stop in rendered.answers)
+        for place, own in zip(starts, added, strict=True)
     ]
     if rendered.special and end is not None and len(ids) > 1 and ids[-1] == ids[-2] == end:
         ids, asked, spans = ids[:-1], asked[:-1], spans[:-1]  # the tokenizer closes sequences itself
     return _Tokens(ids, asked, _within(spans, rendered.cuttable))
+
+
+def _begins(text: str, span: tuple[int, int]) -> int:
+    """A token's first character. Some tokenizers leave white space out of spans: of a token of nothing else the end
+    is left, and its last character stands in for the first."""
+    first, last = span
+    return first - 1 if first == last and text[first - 1 : first].isspace() else first
 
 
 def _within(spans: _Spans, cuttable: tuple[int, int]) -> range:
