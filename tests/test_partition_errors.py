@@ -50,7 +50,7 @@ def test_a_client_without_examples_is_named() -> None:
         ("vertical-size", 4, {}, "columns, not examples"),
         ("id-to-size-fnc", 4, {}, "Python function"),
         ("dirichlet", 4, {"alhpa": 0.5}, r"partition\.alhpa: unknown key; did you mean 'alpha'"),
-        ("iid", 4, {"alpha": 0.5}, r"partition\.alpha: unknown key"),
+        ("iid", 4, {"alpha": 0.5}, r"partition\.alpha: kind 'iid' takes no options; leave it out"),
         (
             "dirichlet",
             4,

@@ -99,6 +99,8 @@ def partitioner_arguments(
     if "num_partitions" in options:
         raise ConfigError("partition.num_partitions: set federation.clients instead")
     for key, value in options.items():
+        if not parameters:
+            raise ConfigError(f"partition.{key}: kind {config.kind!r} takes no options; leave it out")
         if key not in parameters:
             raise ConfigError(f"partition.{key}: unknown key; {nearest(key, parameters)}")
         hint = parameters[key].annotation

@@ -15,6 +15,8 @@ from fedrot.comparison.page import write_results
 from fedrot.comparison.stats import estimate, paired
 from fedrot.comparison.store import Store
 from fedrot.comparison.table import decided, markdown, verdict
+from fedrot.report.canvas import PRINT
+from fedrot.report.plot import Line, Plot
 from tests.browser import browser, console_errors, requested, require_chromium
 
 VARIANTS = ["fedit", "fedrot", "ffa", "rolora", "flexlora", "refit", "fedrot-hard"]
@@ -140,6 +142,40 @@ def test_a_product_of_grids_has_a_chart_for_each_value_of_the_other_keys() -> No
         "Accuracy by federation.clients (rank = 2)",
         "Accuracy by federation.clients (rank = 4)",
     ]
+
+
+def test_the_table_of_everything_that_classes_have_fits_on_a_desk(tmp_path: Path) -> None:
+    require_chromium()
+    results = made_up(["fedit", "fedrot", "refit-or-mean", "random-rotation"], gain=0.1)
+    for arm in results["arms"]:
+        means = arm["mean"]
+        means |= dict.fromkeys(("best_accuracy", "local_accuracy", "eval_loss"), means["accuracy"])
+        means["bytes"] = means["accuracy"] | {"mean": 467.184e6}
+        means["seconds"] = means["accuracy"] | {"mean": 1234.5}
+    write_results(Store(tmp_path), results)
+    with browser(width=1200) as driver:
+        driver.get((tmp_path / "compare.html").as_uri())
+        sizes = (
+            "return [...document.querySelectorAll('.table .scroll')].map(e => e.scrollWidth - e.clientWidth)"
+        )
+        assert driver.execute_script(sizes) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("amounts", [[467.184], [467.184, 467.191], [0.0], [1.5, 467.184]])
+def test_amounts_are_marked_in_round_numbers(amounts: list[float]) -> None:
+    from matplotlib.figure import Figure
+
+    lines = [Line("fedit", [(x, 0.5) for x in amounts], 0)]
+    figure = Figure()
+    Plot(lines, "Sent (MB)", "Accuracy", [(x, "") for x in amounts], share=True, rounds=False)(figure, PRINT)
+    axis = figure.axes[0].xaxis
+    low, high = figure.axes[0].get_xlim()
+    labels = [
+        text for x in axis.get_majorticklocs() if low <= x <= high if (text := axis.get_major_formatter()(x))
+    ]
+    assert len(labels) > 2
+    assert all(len(label.strip("0−-.")) <= 3 for label in labels), labels
+    assert low < min(amounts) <= max(amounts) < high
 
 
 @pytest.mark.parametrize(("width", "suffix"), [(1200, ""), (390, "-narrow")])

@@ -268,8 +268,11 @@ def test_texts_and_images_are_not_mistaken_for_each_other(tmp_path: Path, folder
     ):
         load_task(TaskConfig(data=str(tmp_path / "x.parquet")), 0)
     with pytest.raises(
-        ConfigError, match=r"image: only the task 'image' reads it, and task\.name = 'classify'"
+        ConfigError,
+        match=r"task\.image = 'photo': only the task 'image' reads it, and task\.name = 'classify'",
     ):
         parse_config({"model": {"path": "x"}, "task": {"data": "tweets", "image": "photo"}})
-    with pytest.raises(ConfigError, match=r"max_length: only the tasks 'classify' and 'generate' read it"):
+    with pytest.raises(
+        ConfigError, match=r"task\.max_length = \d+: only the tasks 'classify' and 'generate' read it"
+    ):
         parse_config({"model": {"path": "x"}, "task": {"name": "image", "data": "digits", "max_length": 3}})

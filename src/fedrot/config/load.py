@@ -121,7 +121,11 @@ def _explain(problem: Any, kind: type[BaseModel], missing: str) -> str:
     if problem["type"] == "missing":
         return f"{name}: missing; {missing.format(name=name)}"
     message = problem["msg"].removeprefix("Value error, ")
-    value = problem.get("input")
+    value: Any = problem.get("input")
+    key, colon, rest = message.partition(": ")
+    if colon and isinstance(value, Mapping) and key in _fields_at(kind, location):
+        section: Mapping[str, Any] = problem["input"]  # whose validator names the key itself
+        name, message, value = f"{name}.{key}", rest, section.get(key, section)
     shown = "" if isinstance(value, (Mapping, BaseModel)) else f" = {value!r}"
     return f"{name}{shown}: {_reworded(message)}"
 

@@ -58,12 +58,14 @@ class Plot:
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
         xs = [x for x, _ in self.tips]
-        pad = (max(xs) - min(xs)) * 0.04 if self.rounds else (max(xs) - min(xs)) * 0.06
-        axes.set_xlim(
-            min(xs) - (pad or 0.5), max(xs) + (pad or 0.5 if self.rounds else pad or max(xs) * 0.1 or 1.0)
-        )
+        pad = (max(xs) - min(xs)) * 0.04 or 0.5
+        if not self.rounds:  # of amounts that hardly differ, digits that nobody reads would do so
+            pad = max(
+                (max(xs) - min(xs)) * 0.06, max(xs) * 0.1 if max(xs) - min(xs) < max(xs) * 0.02 else 0.0
+            )
+        axes.set_xlim(min(xs) - (pad or 1.0), max(xs) + (pad or 1.0))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=self.rounds, steps=[1, 2, 5, 10]))
-        if len(set(xs)) == 1:
+        if self.rounds and len(set(xs)) == 1:
             axes.set_xticks([xs[0]])
         if not self.rounds:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -37,10 +38,12 @@ def read_table(path: str, key: str = "task.data") -> Dataset:
             columns = _csv(where, file) if file.suffix == ".csv" else _jsonl(where, file)
             table = _from_columns(where, columns)
     except UnicodeDecodeError as error:
+        with file.open("rb") as opened:
+            wide = opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        what = "it is UTF-16" if wide else f"byte {error.object[error.start]:#04x} is not valid UTF-8"
         raise DataError(
-            f"{where}: byte {error.object[error.start]:#04x} is not valid UTF-8; save the file as UTF-8, "
-            "for instance "
-            f"with: iconv -f latin1 -t utf-8"
+            f"{where}: {what}; save the file as UTF-8, for instance with: iconv -f {'utf-16' if wide else 'latin1'} "
+            "-t utf-8"
         ) from error
     except OSError as error:
         raise DataError(
