@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.engines.run import run
@@ -117,21 +118,18 @@ def recipes(
 @pytest.fixture(scope="module")
 def found(recipes: dict[str, Recipe], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What every case did on the pretended device."""
-    place = tmp_path_factory.mktemp("found")
-    (place / "cases.json").write_text(json.dumps(recipes), "utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "tests.on_accelerator",
-        str(place / "cases.json"),
-        str(place / "found.json"),
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    results: dict[str, Any] = json.loads((place / "found.json").read_text("utf-8"))
-    return results
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    cases, results = shared / "accelerator-cases.json", shared / "accelerator-found.json"
+    with FileLock(shared / "accelerator.lock"):  # one worker runs them for all
+        if not results.exists():
+            cases.write_text(json.dumps(recipes), "utf-8")
+            command = [sys.executable, "-m", "tests.on_accelerator", str(cases), str(results)]
+            env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    read: dict[str, Any] = json.loads(results.read_text("utf-8"))
+    return read
 
 
 def numbers(record: Any, path: str = "") -> dict[str, float]:

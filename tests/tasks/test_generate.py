@@ -182,6 +182,24 @@ def test_only_answers_and_their_end_are_asked(tmp_path: Path) -> None:
     assert data.counts.tolist() == [3]
 
 
+def test_what_an_assistant_says_before_any_user_is_no_answer(tmp_path: Path) -> None:
+    said = [("assistant", "say"), ("user", "apple"), ("assistant", "river")]
+    for system in ([], [("system", "horse")]):
+        turns = [{"role": role, "content": content} for role, content in (*system, *said)]
+        data = encoded(tmp_path, {"messages": turns})
+        assert asked(data, tiny_tokenizer()) == ["river", "<end>"]
+        assert "say" in words(data, tiny_tokenizer())
+
+
+def test_the_user_message_is_cut_where_it_stands_and_not_where_another_quotes_it(tmp_path: Path) -> None:
+    text = "apple river stone cloud horse"
+    turns = [("system", f"say {text}"), ("user", text), ("assistant", "garden")]
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    data = encoded(tmp_path, record, max_length=14)
+    kept = f"<system> say {text} <end> <user> apple <end> <assistant> garden <end>"
+    assert words(data, tiny_tokenizer()) == kept.split()
+
+
 @pytest.mark.parametrize("trimmed", [True, False])
 def test_white_space_of_an_answer_is_asked_and_that_of_its_prompt_is_not(
     tmp_path: Path, trimmed: bool

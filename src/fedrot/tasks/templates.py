@@ -83,7 +83,9 @@ def _chat(messages: Sequence[Message], tokenizer: Any, every_answer: bool) -> Re
         )
 
     text = written(len(messages), ask=False)
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    # What is said before the first user message answers nothing; templates may refuse to write what comes before it.
+    asked = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    turns = [index for index in range(asked, len(messages)) if messages[index]["role"] == "assistant"]
     answers: list[tuple[int, int]] = []
     for index in turns if every_answer else turns[-1:]:
         before, after = written(index, ask=True), written(index + 1, ask=False).rstrip()
@@ -119,6 +121,13 @@ def _single(messages: Sequence[Message], template: str, end: str) -> Rendered:
 
 
 def _longest_user(messages: Sequence[Message], text: str) -> tuple[int, int]:
-    content = max((m["content"] for m in messages if m["role"] == "user"), key=len).strip()
-    start = text.find(content)
-    return (start, start + len(content)) if start >= 0 else (0, 0)
+    """Where the longest user message lies, looked for from the end: a system message may hold the same words."""
+    sizes = [len(message["content"]) if message["role"] == "user" else -1 for message in messages]
+    longest, stop = sizes.index(max(sizes)), len(text)
+    for number in range(len(messages) - 1, longest - 1, -1):
+        content = messages[number]["content"].strip()
+        start = text.rfind(content, 0, stop)
+        if number == longest and start >= 0:
+            return start, start + len(content)
+        stop = start if start >= 0 else stop  # a template may leave parts of an answer out
+    return 0, 0
