@@ -1,6 +1,7 @@
 """Base models, their LoRA sites, and PEFT adapters in and out: the only part that imports transformers or peft."""
 
-from fedrot.model.base import BaseModel, load_base, load_base_for
+from fedrot.model.base import BaseModel, load_base
+from fedrot.model.belonging import load_base_for
 from fedrot.model.exchange import load_peft, save_peft
 from fedrot.model.fingerprint import fingerprint
 from fedrot.model.fold import Fold
