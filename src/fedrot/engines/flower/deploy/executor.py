@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import httpx
-from flwr.app import Error, Message
+from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -20,6 +22,21 @@ from fedrot.engines.flower.packing import pack, packed
 
 class TaskLost(Exception):
     """A message was taken from the SuperNode and no answer could be given: the SuperNode would wait for it forever."""
+
+
+class _Waiting:
+    """A task's client that waits for objects of its message only as long as somebody waits for the answer."""
+
+    def __init__(self, client: RuntimeHttpClient, given_up: Callable[[], bool]) -> None:
+        self._client, self._given_up = client, given_up
+
+    def PullObject(self, request: Any) -> Any:
+        if self._given_up():
+            raise GaveUp
+        return self._client.PullObject(request)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 class Executor:
@@ -53,7 +70,7 @@ class Executor:
         return True
 
     def _answer(self, client: RuntimeHttpClient, task: Task) -> None:
-        message, context, _, fab = pull_task_input(client)
+        message, context, fab = self._take(client, task)
         if fab.content == bundle():
             reply, failed = self._work(message)
         else:
@@ -66,6 +83,17 @@ class Executor:
             print(f"run {task.run}: {failed}", file=sys.stderr, flush=True)
         push_message(client, reply, context)
         push_task_output(client, context, SubStatus.FAILED if failed else SubStatus.COMPLETED, failed)
+
+    def _take(self, client: RuntimeHttpClient, task: Task) -> tuple[Message, Context, Fab]:
+        """The message of a task, with what belongs to it, once the SuperNode has fetched all of it."""
+        waiting: Any = _Waiting(client, self._given_up)
+        try:
+            message, context, _, fab = pull_task_input(waiting)
+        except GaveUp:
+            raise
+        except Exception as error:  # whatever Flower makes of a message that is not whole, or not one
+            raise TaskLost(f"run {task.run}: a message did not arrive whole ({error})") from error
+        return message, context, fab
 
     def _work(self, message: Message) -> tuple[Message, str]:
         body = packed(message.content)

@@ -1,5 +1,7 @@
 """Flower's own `flower-supernode`, asking for messages more often than every 3 seconds while there are some.
 
+It goes on where a run ends in the middle of a message.
+
 Run as `python -m fedrot.engines.flower.deploy.supernode_main POLL ARGUMENT...`; the arguments are Flower's.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from fedrot.engines.flower.deploy.ended import last_beyond_runs
 from fedrot.engines.flower.deploy.patience import hurry_messages, hurry_objects
 from fedrot.engines.flower.deploy.process import tether
 
@@ -18,6 +21,7 @@ def main(arguments: list[str]) -> None:
 
     hurry_messages(float(arguments[0]))
     hurry_objects()
+    last_beyond_runs()
     sys.argv = ["flower-supernode", *arguments[1:]]
     flower_supernode()
 
