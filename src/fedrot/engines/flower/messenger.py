@@ -102,6 +102,8 @@ class Messenger:
                 found = list(self._grid.pull_messages(missing))
             for reply in found:
                 name = reply.metadata.reply_to_message_id
+                if name not in names:
+                    continue  # it does not say what it replies to, so it is no answer to anything that was asked
                 missing.discard(name)
                 request = requests[names[name]]
                 replies[names[name]] = self._content(reply, request.peer)

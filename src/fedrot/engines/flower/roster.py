@@ -10,6 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedrot.engines.flower.messages import FACTS, HELLO, Hello, Welcome, failure, read, written
+from fedrot.engines.flower.until import waiting
 from fedrot.engines.flower.versions import version
 from fedrot.engines.observer import Observer
 from fedrot.engines.setup import Federation
@@ -93,7 +94,8 @@ class Roster:
         Raises:
             TrainingError: none has one within `engine.wait` seconds.
         """
-        self._look()
+        with waiting(time.monotonic() + self._federation.config.engine.deadline):
+            self._look()
         if wanted:
             self._wait(lambda: bool(self._hosted(wanted)), 1, wanted)
 
@@ -141,7 +143,8 @@ class Roster:
                     f"waiting for nodes: clients {shown} have none yet ({loading}{until - now:.0f} s left)"
                 )
                 told, pause = now + pause, 2 * pause
-            self._look()
+            with waiting(until):
+                self._look()
             if self._patient:
                 time.sleep(0.1)
 
@@ -176,7 +179,9 @@ class Roster:
             self._asked |= dict(zip(self._grid.push_messages(messages), new, strict=True))
         if self._asked:
             for reply in self._grid.pull_messages(list(self._asked)):
-                self._answer(self._asked.pop(reply.metadata.reply_to_message_id), reply)
+                node = self._asked.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:  # else it answers nothing that was asked
+                    self._answer(node, reply)
 
     def _answer(self, node: int, reply: Message) -> None:
         try:

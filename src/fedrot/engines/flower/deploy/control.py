@@ -27,6 +27,7 @@ from flwr.supercore.interceptors.http.utils import add_headers
 from fedrot.engines.flower.deploy.bundle import OUT, bundle, bundle_hash
 from fedrot.engines.flower.deploy.gate import TOKEN_HEADER
 from fedrot.engines.flower.deploy.layout import Server
+from fedrot.engines.flower.deploy.process import past_proxies
 from fedrot.errors import ConfigError, OutputError
 
 
@@ -149,6 +150,7 @@ def _connect(server: Server) -> ControlHttpClient | None:
         ) from error
     except (OSError, ValueError):
         return None
+    past_proxies()
     client = ControlHttpClient.from_server_address(
         given["address"],
         insecure=False,

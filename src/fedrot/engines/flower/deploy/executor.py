@@ -11,6 +11,7 @@ from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -65,7 +66,7 @@ class Executor:
         try:
             with self._runtime.working(task) as client:
                 self._answer(client, task)
-        except (httpx.HTTPError, RuntimeError, ValueError) as error:
+        except (httpx.HTTPError, ObjectPushError, RuntimeError, ValueError) as error:
             raise TaskLost(f"run {task.run}: the answer could not be handed in ({error})") from error
         return True
 

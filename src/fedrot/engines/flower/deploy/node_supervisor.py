@@ -13,12 +13,13 @@ import signal
 import sys
 import time
 
+from fedrot.engines.flower.deploy.alone import alone
 from fedrot.engines.flower.deploy.connect import check_server
 from fedrot.engines.flower.deploy.executor import Executor, GaveUp, TaskLost
 from fedrot.engines.flower.deploy.layout import private_folder
 from fedrot.engines.flower.deploy.online import Online
 from fedrot.engines.flower.deploy.patience import ALERT, NEAR, hurry_input
-from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, readable
+from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, past_proxies, readable
 from fedrot.engines.flower.deploy.runtime import Runtime
 from fedrot.engines.flower.deploy.warm import WORKER, WarmWorker
 from fedrot.engines.flower.node import Node
@@ -39,6 +40,7 @@ class NodeSupervisor:
             handler: `module:factory` of what answers messages.
         """
         self._node = node
+        past_proxies()
         self._env = environment(private_folder(node.state) / "flwr")
         self._worker = WarmWorker(node.settings, self._env, handler)
         self._online = Online(node)
@@ -49,8 +51,13 @@ class NodeSupervisor:
         """Take part until SIGTERM or SIGINT.
 
         Raises:
-            ConfigError: the server refuses this node, or is not the one its certificate should name.
+            ConfigError: the server refuses this node, or is not the one its certificate should name; or a process runs
+                from this folder already.
         """
+        with alone(self._node.state, f"node {self._node.settings.name!r}"):
+            self._run()
+
+    def _run(self) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._end)
         hurry_input()

@@ -39,6 +39,13 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, **_OFF, "FLWR_HOME": str(private_folder(home))}
 
 
+def past_proxies() -> None:
+    """Have this process and its children reach the loopback without a proxy, whatever the environment names."""
+    for name in ("NO_PROXY", "no_proxy"):
+        listed = [word for word in os.environ.get(name, "").split(",") if word]
+        os.environ[name] = ",".join(dict.fromkeys([*listed, "127.0.0.1", "localhost"]))
+
+
 def module(name: str, *arguments: str) -> list[str]:
     """The command that runs a module of this package."""
     return [sys.executable, "-m", f"fedrot.engines.flower.deploy.{name}", *arguments]

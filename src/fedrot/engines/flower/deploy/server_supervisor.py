@@ -17,11 +17,12 @@ from contextlib import suppress
 import httpx
 from flwr.supercore.constant import TaskType
 
+from fedrot.engines.flower.deploy.alone import alone
 from fedrot.engines.flower.deploy.connect import split
 from fedrot.engines.flower.deploy.control import Control, control
 from fedrot.engines.flower.deploy.layout import SERVER_FOLDER, Server, private_folder
 from fedrot.engines.flower.deploy.pki import write_secret
-from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, readable
+from fedrot.engines.flower.deploy.process import Child, environment, free_port, module, past_proxies, readable
 from fedrot.engines.flower.deploy.runtime import Runtime
 from fedrot.errors import ConfigError, OutputError
 from fedrot.rundir import write_whole
@@ -41,6 +42,7 @@ class ServerSupervisor:
             keys: public keys of the nodes that may take part, by name.
         """
         self._server, self._keys = server, keys
+        past_proxies()
         self._env = environment(private_folder(server.state) / "flwr")
         self._apps: dict[int, Child] = {}
         """The processes of runs."""
@@ -51,7 +53,12 @@ class ServerSupervisor:
 
         Raises:
             OutputError: the SuperLink ended by itself. Runs can be resumed once it is back.
+            ConfigError: a process runs from this folder already.
         """
+        with alone(self._server.state, "a server"):
+            self._run()
+
+    def _run(self) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._end)
         server = self._server
@@ -74,10 +81,10 @@ class ServerSupervisor:
             for child in self._apps.values():
                 child.stop()
             runtime.close()
-            alone = not self._stop and not superlink.running()
+            deserted = not self._stop and not superlink.running()
             superlink.stop()
             server.control.unlink(missing_ok=True)
-        if alone:
+        if deserted:
             raise OutputError(
                 f"the SuperLink {superlink.ended()}; start it again, then go on with `fedrot deploy run --resume`"
             )

@@ -108,7 +108,7 @@ class WarmWorker:
         how = self._child.ended()
         self.stop()
         self._deaths += 1
-        wait = 0.0 if self._deaths == 1 else min(2.0**self._deaths, 60.0)
+        wait = 0.0 if self._deaths == 1 else 2.0 ** min(self._deaths, 6)
         self._not_before = time.monotonic() + wait
         if not wait:
             self.start()
