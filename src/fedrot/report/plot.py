@@ -45,14 +45,17 @@ class Plot:
 
     def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
         """Draw on an empty figure; the returned bands cover the axes."""
-        axes = figure.add_subplot()
+        return self.on(figure.add_subplot(), theme)
+
+    def on(self, axes: Axes, theme: Theme) -> list[Spot]:
+        """Draw on empty axes."""
         dress(axes, theme, self.x_title, self.y_title)
         for line in self.lines:
             _draw_line(axes, theme, line)
         if self.floor is not None:
             axes.axhline(self.floor, color=theme.muted, linestyle=(0, (2, 2.5)), linewidth=1.6, gid="floor")
         self._scale(axes)
-        return _bands(axes, self.tips)
+        return bands(axes, self.tips)
 
     def _scale(self, axes: Axes) -> None:
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -132,7 +135,7 @@ def _draw_line(axes: Axes, theme: Theme, line: Line) -> None:
     )
 
 
-def _bands(axes: Axes, tips: Sequence[tuple[float, str]]) -> list[Spot]:
+def bands(axes: Axes, tips: Sequence[tuple[float, str]]) -> list[Spot]:
     """Vertical bands around each x, meeting half way, so that the pointer is always near some point."""
     ordered = sorted(tips)
     xs = [x for x, _ in ordered]
