@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; a y that is not finite leaves a gap."""
+    """A line of a chart, or its marks alone (`shape`: marks); a y that is not finite leaves a gap."""
 
     label: str
     points: Sequence[Point]
@@ -116,7 +116,7 @@ def dress(axes: Axes, theme: Theme, x_title: str, y_title: str) -> None:
 def _draw_line(axes: Axes, theme: Theme, line: Line) -> None:
     xs = [x for x, _ in line.points]
     ys = [y if math.isfinite(y) else math.nan for _, y in line.points]
-    many = len(xs) > 40
+    many = len(xs) > 40 and line.shape != "marks"
     # On a long line only the points that no segment touches need a marker to be seen.
     breaks = [True, *(math.isnan(y) for y in ys), True]
     alone = [i for i in range(len(ys)) if breaks[i] and breaks[i + 2]]
@@ -124,7 +124,7 @@ def _draw_line(axes: Axes, theme: Theme, line: Line) -> None:
         xs,
         ys,
         color=theme.series[line.colour],
-        linestyle={"dashed": (0, (4, 2)), "dotted": (0, (1, 1.6))}.get(line.shape, "-"),
+        linestyle={"dashed": (0, (4, 2)), "dotted": (0, (1, 1.6)), "marks": ""}.get(line.shape, "-"),
         marker=line.marker if not many or alone else "",
         markevery=alone if many and alone else None,
         markersize=2.5 if many else 5.5,
