@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ def experiment(name: str) -> str:
     if not path.exists():
         return "*Not run yet.*\n"
     found = json.loads(path.read_text("utf-8"))
-    parts = [single(found)] if len(found["points"]) == 1 else [accuracies(found), differences(found)]
-    return "\n".join([*parts, footnote(found)])
+    one = len(found["points"]) == 1
+    parts = [single(found)] if one else [accuracies(found), differences(found)]
+    return "\n".join([*parts, footnote(found, sent=one or sends_differ(found))])
 
 
 def single(found: dict[str, Any]) -> str:
@@ -52,7 +54,7 @@ def private(name: str) -> str:
     for arm in found["arms"]:
         spends = epsilon(found["recipe"], found["compare"]["variants"][arm["variant"]])
         rows.append([f"`{arm['variant']}`", spends, interval(arm["mean"].get("accuracy")), against(arm)])
-    return "\n".join([markdown(rows), footnote(found)])
+    return "\n".join([markdown(rows), footnote(found, sent=False)])
 
 
 def epsilon(recipe: dict[str, Any], setting: dict[str, Any]) -> str:
@@ -70,9 +72,22 @@ def epsilon(recipe: dict[str, Any], setting: dict[str, Any]) -> str:
 
 
 def accuracies(found: dict[str, Any]) -> str:
-    """One row for each grid point, one column for each variant."""
+    """One row for each grid point, one column for each variant, and bytes where runs do not all send as many."""
     score = judged_by(found)
-    return grid(found, lambda arm: interval(arm["mean"].get(score)), f"test {score}")
+    last = ("MB sent", lambda arms: sent(arms, found["baseline"])) if sends_differ(found) else None
+    return grid(found, lambda arm: interval(arm["mean"].get(score)), f"test {score}", last=last)
+
+
+def sends_differ(found: dict[str, Any]) -> bool:
+    """Whether some runs send more than others."""
+    return len({megabytes(arm) for arm in found["arms"]}) > 1
+
+
+def sent(arms: dict[str, dict[str, Any]], baseline: str) -> str:
+    """Megabytes of the baseline's run, and after it those of variants that send another amount."""
+    usual = megabytes(arms[baseline])
+    others = [f"`{name}` {megabytes(arm)}" for name, arm in arms.items() if megabytes(arm) != usual]
+    return ", ".join([usual, *others])
 
 
 def differences(found: dict[str, Any]) -> str:
@@ -82,12 +97,20 @@ def differences(found: dict[str, Any]) -> str:
     return grid(found, lambda arm: against(arm, score), f"{unit} {found['baseline']}", skip=found["baseline"])
 
 
-def grid(found: dict[str, Any], cell: Any, title: str, skip: str = "") -> str:
+def grid(
+    found: dict[str, Any],
+    cell: Callable[[dict[str, Any]], str],
+    title: str,
+    skip: str = "",
+    last: tuple[str, Callable[[dict[str, dict[str, Any]]], str]] | None = None,
+) -> str:
+    """One row for each grid point; `last` is the title of one more column, and what it says of a point's arms."""
     variants = [name for name in found["variants"] if name != skip]
-    rows = [[title, *(f"`{name}`" for name in variants)]]
+    rows = [[title, *(f"`{name}`" for name in variants), *([last[0]] if last else [])]]
     for point in found["points"]:
         arms = {arm["variant"]: arm for arm in found["arms"] if arm["point"] == point["setting"]}
-        rows.append([point["name"], *(cell(arms[name]) for name in variants)])
+        more = [last[1](arms)] if last else []
+        rows.append([point["name"], *(cell(arms[name]) for name in variants), *more])
     return markdown(rows)
 
 
@@ -134,8 +157,8 @@ def chosen(arm: dict[str, Any]) -> str:
     )
 
 
-def footnote(found: dict[str, Any]) -> str:
-    """Seeds, tuning, device, and what the comparison itself remarked."""
+def footnote(found: dict[str, Any], sent: bool = True) -> str:
+    """Seeds, tuning, what a column of bytes is, device, and what the comparison itself remarked."""
     seeds = ", ".join(map(str, found["seeds"]))
     tuned = found["compare"].get("tune", {})
     choice = "; ".join(f"{key} from {values}" for key, values in tuned.items())
@@ -144,6 +167,7 @@ def footnote(found: dict[str, Any]) -> str:
         f"Chosen on validation, one seed, the same number of trials for all: {choice}."
         if choice
         else "Nothing tuned.",
+        *(["MB sent: up and down, all clients and rounds of a run."] if sent else []),
         f"Last round, device {found['device']}, torch {found['versions']['torch']}.",
         *found["notes"],
     ]

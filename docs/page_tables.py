@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin
 
 from evaluation_tables import evaluators, generation  # beside this file; MkDocs puts its folder on the path
+from experiments_charts import score_by_bytes
 from experiments_tables import experiment, private
 from mkdocs.exceptions import PluginError
 from models_tables import models as models_tried
@@ -267,6 +268,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "evaluators": evaluators,
     "generation": generation,
     "experiment": experiment,
+    "score-by-bytes": score_by_bytes,
     "private-experiment": private,
     "secure-aggregation": secure_aggregation,
     "speed": speed,

@@ -196,10 +196,68 @@ def scale(found: dict[str, Any]) -> str:
     return markdown(rows)
 
 
+def server_step(found: dict[str, Any]) -> str:
+    """Parts of a server's step: seconds, and what they are held against; a file has some of the parts."""
+    size = found["size"]
+    rows: Rows = [["step", "median", ""]]
+    for case in found.get("svd", ()):
+        against = f"{case['times_faster']:g} times as fast as the dense SVD ({milliseconds(case['dense_seconds'])})"
+        rows.append([f"FlexLoRA, one site, {case['spectrum']} spectrum", median(case), against])
+    if refit := found.get("refit"):
+        where = f"{size['sites']} sites"
+        rows.append([f"average, {where}", median(refit["average"]), ""])
+        for start in ("reference", "mean"):
+            ratio = f"{refit[f'{start}_over_average']:g} times averaging"
+            rows.append([f"refit from the {start}, {where}", median(refit[start]), ratio])
+    if error := found.get("error"):
+        off = f"{error['relative_difference_from_float64']:.1e} from float64"
+        rows.append(["aggregation error, one site", median(error), off])
+    for case in found.get("streaming", ()):
+        grown = f"peak memory grows by {case['peak_growth_megabytes']:g} MB"
+        each = f"{case['upload_megabytes']:g} MB ({size['streamed_sites']} sites of {size['federation_width']} x {size['federation_width']})"
+        rows.append([f"average {case['clients']:,} uploads of {each}", milliseconds(case["seconds"]), grown])
+    words = f"Sites of {size['width']:,} x {size['width']:,}, {size['clients']} clients, rank {size['rank']}"
+    return f"{markdown(rows)}\n{words}, unless said otherwise; {found['threads']} threads. "
+
+
+def median(case: dict[str, Any]) -> str:
+    return milliseconds(case["median_seconds"])
+
+
+def growth(found: dict[str, Any]) -> str:
+    """Seconds and memory of a round by registered clients."""
+    rows: Rows = [["registered clients", *(f"{case['clients']:,}" for case in found["cases"])]]
+    for label, key, form in (
+        ("clients a round", "clients_a_round", "{:,}"),
+        ("a round", "seconds_a_round", "{:.2f} s"),
+        ("of it training", "training_seconds_a_round", "{:.2f} s"),
+        ("peak memory", "peak_memory_mb", "{:,} MB"),
+    ):
+        rows.append([label, *(form.format(case[key]) for case in found["cases"])])
+    last = " to ".join(f"{case['clients']:,}" for case in found["cases"][-2:])
+    return f"{markdown(rows)}\nFrom {last} clients seconds grow as {power(found['growth_exponent_of_seconds_100_to_1000'])}. "
+
+
+def language(found: dict[str, Any]) -> str:
+    """Seconds a client-step and memory, one client against several."""
+    rows: Rows = [["clients at a time", "seconds a client-step", "peak memory"]]
+    for name, case in found["cases"].items():
+        rows.append([name, f"{case['seconds_a_client_step']:.2f}", f"{case['peak_mb']:,.0f} MB"])
+    faster, larger = found["stacked_times_as_fast"], found["memory_of_eight_against_one"]
+    ratios = "; ".join(f"{name}: {faster[name]:.2f} times as fast in {larger[name]:.1f} times the memory" for name in faster)
+    return (
+        f"{markdown(rows)}\n{found['clients']} at a time against one, {ratios}. Batch {found['batch']} x {found['tokens']} tokens, "
+        f"{found['repeats']} repeats. "
+    )
+
+
 SUITES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "alignment": (alignment, ("alignment", "alignment-cuda")),
     "stacked": (stacked, ("stacked-cpu", "stacked-cuda")),
     "server": (server, ("server",)),
+    "server-step": (server_step, ("server_step", "server_step_svd")),
+    "growth": (growth, ("growth",)),
+    "language": (language, ("language-cpu", "language-cuda")),
     "peers": (peers, ("peers",)),
     "flower": (flower, ("flower",)),
     "deploy": (deploy, ("deploy",)),

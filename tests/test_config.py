@@ -30,6 +30,10 @@ def test_a_resolved_recipe_reads_back_equal(recipe: Callable[..., RunConfig], tm
     [
         ({"trian": {}}, r"trian: unknown key; did you mean 'train'"),
         ({"train": {"lrr": 1.0}}, r"train\.lrr: unknown key; did you mean 'lr'"),
+        (
+            {"task": {"data": "x", "metric": "f1"}},
+            r"^task\.metric: unknown key; what a run is judged by follows from its task .* leave the key out$",
+        ),
         ({"lora": {"rank": "4"}}, r"lora\.rank = '4': expected"),
         ({"lora": {"rank": 0}}, r"lora\.rank = 0: expected .*greater than 0"),
         ({"train": {"local_steps": 3, "local_epochs": 1}}, "local_steps or local_epochs, not both"),

@@ -8,14 +8,17 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from fedrot.comparison.charts import grid_charts, looks
-from fedrot.comparison.page import write_results
+from fedrot.comparison.page import page, write_results
+from fedrot.comparison.sent import sent_chart
 from fedrot.comparison.stats import estimate, paired
 from fedrot.comparison.store import Store
 from fedrot.comparison.table import decided, markdown, verdict
-from fedrot.report.canvas import PRINT
+from fedrot.report.canvas import PRINT, Spot
 from fedrot.report.plot import Line, Plot
 from tests.browser import browser, console_errors, requested, require_chromium
 
@@ -192,6 +195,7 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int, suffix: str) -> None:
         names = [
             "differences",
             "grid-0",
+            "sent",
             "errors",
             *(f"{kind}-{n}" for kind in ("rounds", "bytes") for n in range(3)),
         ]
@@ -226,3 +230,48 @@ def test_the_page_in_a_browser(tmp_path: Path, width: int, suffix: str) -> None:
         )
         assert console_errors(driver) == []
         assert [url for url in requested(driver) if not url.startswith(("file:", "data:"))] == []
+
+
+def test_scores_are_drawn_against_the_bytes_of_every_grid_point() -> None:
+    results = made_up(["fedit", "ffa"], clients=(10, 3, 50))
+    for arm in results["arms"]:
+        if arm["variant"] == "ffa":
+            arm["mean"]["bytes"]["mean"] /= 2
+    chart = sent_chart(results)
+    assert chart is not None
+    figure = Figure()
+    spots = chart.draw(figure, PRINT)
+    drawn = {line.get_gid(): line for line in figure.axes[0].lines}
+    for label, each in (("fedit", 1.0), ("ffa", 0.5)):
+        line = drawn[f"line-{label}"]
+        xs, ys = np.asarray(line.get_xydata()).T
+        assert xs == pytest.approx([3 * each, 10 * each, 50 * each]), "megabytes, in ascending order"
+        by_clients = {a["point"]["federation.clients"]: a for a in results["arms"] if a["variant"] == label}
+        assert ys == pytest.approx([by_clients[n]["mean"]["accuracy"]["mean"] for n in (3, 10, 50)])
+        assert line.get_linestyle() == "-"
+    assert len(spots) == 6
+    assert all(isinstance(spot, Spot) and "clients = " in spot.tip for spot in spots)
+    assert 'id="plot-sent"' in page(results)
+
+
+def test_points_that_differ_in_other_keys_are_not_joined() -> None:
+    results = made_up(["fedit", "fedrot"])
+    for arm in results["arms"]:
+        if arm["point"] == {"federation.clients": 50}:
+            arm["point"] = {"lora.rank": 16}
+    results["points"][-1] = {"name": "rank = 16", "setting": {"lora.rank": 16}}
+    chart = sent_chart(results)
+    assert chart is not None
+    figure = Figure()
+    chart.draw(figure, PRINT)
+    assert {line.get_linestyle() for line in figure.axes[0].lines} == {"None"}
+    assert {key.shape for key in chart.keys} == {"block"}
+
+
+def test_where_all_send_as_much_there_is_no_chart_of_it() -> None:
+    results = made_up(["fedit", "fedrot"])
+    for arm in results["arms"]:
+        arm["mean"]["bytes"]["mean"] = 1e6
+    assert sent_chart(results) is None
+    assert 'id="plot-sent"' not in page(results)
+    assert sent_chart(made_up(["fedit", "fedrot"], clients=(3,))) is None

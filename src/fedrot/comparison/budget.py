@@ -14,8 +14,10 @@ from torch import Tensor
 from fedrot.client import Plan, Trained, plan_group, train_group
 from fedrot.comparison.cells import expected_cells, remaining_cells
 from fedrot.comparison.design import Design
+from fedrot.comparison.server_step import step_seconds, timed_uploads
 from fedrot.comparison.store import Store
 from fedrot.config import RunConfig, TrainConfig
+from fedrot.core.adapter import Adapter
 from fedrot.crew import Halted
 from fedrot.engines.local import in_process
 from fedrot.engines.observer import Observer
@@ -44,12 +46,21 @@ class Pace:
     evaluation: float
     steps: float
     """Mean local steps of a client in a round, in the recipe that was timed."""
+    shapes: Adapter
+    """An adapter as the server holds it."""
 
-    def seconds(self, config: RunConfig, clients: int) -> float:
-        """A run with `clients` a round, once it is set up."""
+    def seconds(self, config: RunConfig, clients: int, dearer: float = 0.0) -> float:
+        """A run with `clients` a round, once it is set up.
+
+        Args:
+            config: the recipe.
+            clients: of a round.
+            dearer: by how much its server's step takes longer than that of the recipe that was timed.
+        """
         rounds, every = config.federation.rounds, config.federation.evaluate_every
         steps = clients * (config.train.steps or self.steps)
-        return rounds * (steps * self.step + self.round) + math.ceil(rounds / every) * self.evaluation
+        round = max(0.0, self.round + dearer)
+        return rounds * (steps * self.step + round) + math.ceil(rounds / every) * self.evaluation
 
 
 @dataclass(frozen=True)
@@ -79,11 +90,13 @@ def estimate_budget(
     """Time the parts of every distinct recipe for some seconds and extrapolate to what is not done yet.
 
     Runs that differ in method, learning rate, rounds or numbers of local steps share one probe; it is taken with the
-    threads that a worker has. Methods are not probed one by one: their aggregation is taken to cost what that of the
-    first does.
+    threads that a worker has. Methods are not probed one by one: of each the server's step alone is timed, on drawn
+    factors (see `step_seconds`), and the difference to that of the probed one is added to every round.
     """
     threads, before = max(1, torch.get_num_threads() // jobs), torch.get_num_threads()
     paces: dict[str, Pace] = {}
+    steps: dict[str, float] = {}
+    probed: dict[str, RunConfig] = {}
     by_arm: dict[str, float] = {}
     setups: dict[str, float] = {}
     seconds = 0.0
@@ -94,10 +107,16 @@ def estimate_budget(
             config = design.config(arm.variant, arm.point, arm.candidates[0], design.seeds[0])
             if (key := _alike(config)) not in paces:
                 note(f"timing {arm.name}")
-                paces[key] = probe(config)
+                paces[key], probed[key] = probe(config), config
             clients = config.federation.clients
             taking_part = len(choose_clients(0, 1, clients, config.federation.fraction)) if clients else 1
-            by_arm[arm.name] = paces[key].seconds(config, taking_part)
+            pace = paces[key]
+            for one in (probed[key], config):
+                if (method := key + _method(one)) not in steps:
+                    note(_timing(one, timed_uploads(pace.shapes, taking_part), taking_part))
+                    steps[method] = step_seconds(one, pace.shapes, taking_part)
+            dearer = steps[key + _method(config)] - steps[key + _method(probed[key])]
+            by_arm[arm.name] = pace.seconds(config, taking_part, dearer)
             seconds += count * by_arm[arm.name]
             for seed in design.seeds if count else ():
                 shared = frozen_key(config.model_copy(update={"seed": seed}))
@@ -123,6 +142,16 @@ def _alike(config: RunConfig) -> str:
     return json.dumps(data, sort_keys=True)
 
 
+def _method(config: RunConfig) -> str:
+    """What decides the cost of a server's step, beside the adapter's shape and the number of uploads."""
+    return json.dumps(config.model_dump(include={"method", "compat"}), sort_keys=True)
+
+
+def _timing(config: RunConfig, timed: int, uploads: int) -> str:
+    scaled = f" with {timed:,} of {uploads:,} uploads, taken in proportion" if timed < uploads else ""
+    return f"timing the server's step of {config.method.name}{scaled}"
+
+
 def probe(config: RunConfig) -> Pace:
     """Time the parts of a run."""
     start = time.perf_counter()
@@ -146,7 +175,8 @@ def probe(config: RunConfig) -> Pace:
         round = time.perf_counter() - start - record["client_steps"] * step
     finally:
         federation.model.close()
-    return Pace(setup + filling.all(federation), step, max(0.0, round), evaluation, steps)
+    setup += filling.all(federation)
+    return Pace(setup, step, max(0.0, round), evaluation, steps, federation.initial)
 
 
 class _Filling:

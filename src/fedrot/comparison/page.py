@@ -19,6 +19,7 @@ from fedrot.comparison.charts import (
     rounds_chart,
 )
 from fedrot.comparison.options import show_value
+from fedrot.comparison.sent import sent_chart
 from fedrot.comparison.store import Store
 from fedrot.comparison.table import (
     TUNING_HEADERS,
@@ -77,6 +78,7 @@ def page(results: Json) -> str:
         },
         differences=_panels([differences_chart(results)]),
         grid=_panels(grid_charts(results)),
+        sent=_panels([sent_chart(results)]),
         errors=_panels([errors_chart(results)]),
         curves=_panels([chart for charts in each[:SHOWN] for chart in charts]),
         folded=_panels([chart for charts in each[SHOWN:] for chart in charts]),

@@ -110,6 +110,12 @@ def differences(old: RunConfig, new: RunConfig, ignore: Sequence[str] = ()) -> l
     ]
 
 
+_JUDGED = (
+    "what a run is judged by follows from its task and stands in summary.json, with the task's other scores; leave the "
+    "key out"
+)
+
+
 def _explain(problem: Any, kind: type[BaseModel], missing: str) -> str:
     location = [str(part) for part in problem["loc"]]
     fields = _fields_at(kind, location[:-1])
@@ -117,6 +123,8 @@ def _explain(problem: Any, kind: type[BaseModel], missing: str) -> str:
         part for part in location if part not in ("str", "int", "float") and not part.startswith("literal[")
     )
     if problem["type"] == "extra_forbidden":
+        if location[-1] in ("metric", "metrics"):
+            return f"{name}: unknown key; {_JUDGED}"
         return f"{name}: unknown key; {nearest(location[-1], fields)}"
     if problem["type"] == "missing":
         return f"{name}: missing; {missing.format(name=name)}"

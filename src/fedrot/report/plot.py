@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart; a y that is not finite leaves a gap."""
+    """A line of a chart, or its marks alone (`shape`: marks); a y that is not finite leaves a gap."""
 
     label: str
     points: Sequence[Point]
@@ -45,14 +45,17 @@ class Plot:
 
     def __call__(self, figure: Figure, theme: Theme) -> Sequence[Spot]:
         """Draw on an empty figure; the returned bands cover the axes."""
-        axes = figure.add_subplot()
+        return self.on(figure.add_subplot(), theme)
+
+    def on(self, axes: Axes, theme: Theme) -> list[Spot]:
+        """Draw on empty axes."""
         dress(axes, theme, self.x_title, self.y_title)
         for line in self.lines:
             _draw_line(axes, theme, line)
         if self.floor is not None:
             axes.axhline(self.floor, color=theme.muted, linestyle=(0, (2, 2.5)), linewidth=1.6, gid="floor")
         self._scale(axes)
-        return _bands(axes, self.tips)
+        return bands(axes, self.tips)
 
     def _scale(self, axes: Axes) -> None:
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -113,7 +116,7 @@ def dress(axes: Axes, theme: Theme, x_title: str, y_title: str) -> None:
 def _draw_line(axes: Axes, theme: Theme, line: Line) -> None:
     xs = [x for x, _ in line.points]
     ys = [y if math.isfinite(y) else math.nan for _, y in line.points]
-    many = len(xs) > 40
+    many = len(xs) > 40 and line.shape != "marks"
     # On a long line only the points that no segment touches need a marker to be seen.
     breaks = [True, *(math.isnan(y) for y in ys), True]
     alone = [i for i in range(len(ys)) if breaks[i] and breaks[i + 2]]
@@ -121,7 +124,7 @@ def _draw_line(axes: Axes, theme: Theme, line: Line) -> None:
         xs,
         ys,
         color=theme.series[line.colour],
-        linestyle={"dashed": (0, (4, 2)), "dotted": (0, (1, 1.6))}.get(line.shape, "-"),
+        linestyle={"dashed": (0, (4, 2)), "dotted": (0, (1, 1.6)), "marks": ""}.get(line.shape, "-"),
         marker=line.marker if not many or alone else "",
         markevery=alone if many and alone else None,
         markersize=2.5 if many else 5.5,
@@ -132,7 +135,7 @@ def _draw_line(axes: Axes, theme: Theme, line: Line) -> None:
     )
 
 
-def _bands(axes: Axes, tips: Sequence[tuple[float, str]]) -> list[Spot]:
+def bands(axes: Axes, tips: Sequence[tuple[float, str]]) -> list[Spot]:
     """Vertical bands around each x, meeting half way, so that the pointer is always near some point."""
     ordered = sorted(tips)
     xs = [x for x, _ in ordered]

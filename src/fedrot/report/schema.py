@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,9 @@ def check_diagnostics(found: Any, refuse: Callable[[str, Any, str], OutputError]
     errors = found.get("error_by_strength") or {}
     if not isinstance(errors, dict) or not all(_is_number(v) and v is not None for v in errors.values()):
         raise refuse("diagnostics.error_by_strength", errors, "an object of strength to number")
+    for key in ("slope", "curvature") if errors else ():
+        if found.get(key) is None or not _is_number(found[key]) or not math.isfinite(found[key]):
+            raise refuse(f"diagnostics.{key}", found.get(key), "a finite number")
     interval = found.get("admissible")
     if interval is not None and not (isinstance(interval, list) and len(interval) == 2):
         raise refuse("diagnostics.admissible", interval, "two numbers or null")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedrot.report.bound import CURVE, POSITIVE, Bound, Panels, signed
 from fedrot.report.canvas import Chart, Key
 from fedrot.report.digits import decimal
 from fedrot.report.load import Record, Run
 from fedrot.report.plot import Line, Plot
+
+GAMMA = "Γ(λ)"
 
 
 def diagnosed(run: Run) -> Sequence[Record]:
@@ -16,7 +19,7 @@ def diagnosed(run: Run) -> Sequence[Record]:
 
 
 def strength_chart(run: Run) -> Chart | str:
-    """Relative aggregation error by strength in the first and the last diagnosed round and in the mean of all."""
+    """Relative aggregation error by strength, last round and mean of all, and the bound of the last round below."""
     records = diagnosed(run)
     if not records:
         return "No round recorded an error by strength; see output.diagnostics."
@@ -26,20 +29,40 @@ def strength_chart(run: Run) -> Chart | str:
     lines = [Line(f"round {records[-1]['round']}", [(x, curves[-1][x]) for x in strengths], 0)]
     if len(records) > 1:
         lines.append(Line(f"mean of {len(records)} rounds", mean, 1, "dashed", "s"))
+    last = records[-1]["diagnostics"]
+    interval = last.get("admissible")
+    bound = Bound(last["slope"], last["curvature"], None if interval is None else tuple(interval))
+    symbol = f"{GAMMA}, round {records[-1]['round']}"
     tips = [
-        (x, "\n".join([f"strength {x:g}", *(f"{li.label}\t{decimal(dict(li.points)[x])}" for li in lines)]))
+        (
+            x,
+            "\n".join(
+                [
+                    f"strength {x:g}",
+                    *(f"{line.label}\t{decimal(dict(line.points)[x])}" for line in lines),
+                    f"{symbol}\t{signed(bound(x))}",
+                ]
+            ),
+        )
         for x in strengths
     ]
-    intervals = [r["diagnostics"].get("admissible") for r in records]
-    if (interval := intervals[-1]) is not None:
-        lowest = min(y for line in lines for _, y in line.points)
-        lines.append(Line("bound positive", [(x, lowest) for x in interval], 2, "dotted", "D"))
-    positive = sum(interval is not None for interval in intervals)
-    caption = (
-        f"The same uploads, averaged after alignment of each strength. In {positive} of {len(records)} rounds the "
-        "paper's upper bound on the error is lower with alignment at some strength than without; elsewhere it says "
-        "nothing."
-    )
-    plot = Plot(lines, "Strength", "Relative error", tips, rounds=False)
     keys = [Key(line.label, line.colour, line.shape) for line in lines]
-    return Chart("strength", "Error by strength", caption, plot, keys)
+    keys.append(Key(f"{symbol} (below)", CURVE))
+    if bound.positive is not None:
+        keys.append(Key(f"Γ above zero, up to λ = {bound.positive[1]:.3g}", POSITIVE, "block"))
+    plot = Plot(lines, "Strength λ", "Relative error", tips, rounds=False)
+    caption = _caption(records, bound)
+    return Chart("strength", "Error by strength", caption, Panels(plot, bound, GAMMA), keys, height=420)
+
+
+def _caption(records: Sequence[Record], bound: Bound) -> str:
+    positive = sum(r["diagnostics"].get("admissible") is not None for r in records)
+    last = records[-1]
+    anchor = last["diagnostics"].get("anchor", "unknown")
+    said = (
+        "Above: the same uploads, averaged after alignment of each strength. Below: Γ of round "
+        f"{last['round']}, anchor {anchor}. Where it is positive, the paper's upper bound on the error is lower with "
+        "alignment; elsewhere it says nothing. It is positive at some strength in "
+        f"{positive} of {len(records)} rounds."
+    )
+    return f"{said} Its lower part is cut off." if bound.cut else said
