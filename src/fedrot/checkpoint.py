@@ -23,6 +23,7 @@ from torch import Tensor
 from fedrot.core.adapter import Adapter
 from fedrot.errors import AdapterError, OutputError
 from fedrot.methods.base import MethodState
+from fedrot.rundir import flush_directory
 from fedrot.server import Apart, ServerState
 
 FORMAT = 2
@@ -71,7 +72,7 @@ def save_checkpoint(directory: Path, state: ServerState, record: Mapping[str, An
         if final.exists():  # a damaged checkpoint of this round, now being replaced
             shutil.rmtree(final)
         partial.rename(final)
-        _flush_directory(directory)
+        flush_directory(directory)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = [path.name for path in _listed(directory)]
@@ -183,11 +184,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

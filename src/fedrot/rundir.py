@@ -140,7 +140,7 @@ def is_free(path: Path) -> bool:
 
 
 def write_whole(path: Path, text: str, remedy: str = "check the path and free space") -> None:
-    """Write a file so that it is whole or as it was before; its folder is made.
+    """Write a file so that it is whole or as it was before, and on disk on return; its folder is made.
 
     Raises:
         OutputError: it cannot be written; the message ends with `remedy`.
@@ -148,10 +148,23 @@ def write_whole(path: Path, text: str, remedy: str = "check the path and free sp
     partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, "utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+        flush_directory(path.parent)
     except OSError as error:
         raise OutputError(f"'{path}': cannot be written ({error.strerror}); {remedy}") from error
+
+
+def flush_directory(directory: Path) -> None:
+    """Have the names of a folder's files on disk: a file that was just put there outlasts a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def free_directory(stem: str, parent: str | Path = "runs") -> Path:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedrot.config import PrivacyConfig
+from fedrot.engines.flower import budget as module
 from fedrot.engines.flower.budget import Budget
 from fedrot.engines.flower.node import NodeSettings, load_node
 from fedrot.errors import ConfigError, OutputError
@@ -69,11 +75,50 @@ def test_a_recipe_that_protects_too_late_is_refused_before_anything_is_loaded(
     budget(tmp_path, None).check(local(**keys))
 
 
-def test_a_damaged_count_stops_the_node_rather_than_starting_from_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["{", '{"0": NaN}', '{"0": -5.0}', '{"0": Infinity}'])
+def test_a_damaged_count_stops_the_node_rather_than_starting_from_zero(tmp_path: Path, damage: str) -> None:
     budget(tmp_path).spend([0], local(noise=100.0))
-    (tmp_path / "state" / "privacy.json").write_text("{", "utf-8")
+    (tmp_path / "state" / "privacy.json").write_text(damage, "utf-8")
     with pytest.raises(OutputError, match="restore the file"):
         budget(tmp_path).spend([0], local(noise=100.0))
+
+
+def test_file_and_folder_are_on_disk_before_a_client_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[int, bool, int]] = []
+
+    def fsync(handle: int) -> None:
+        found = os.fstat(handle)
+        flushed.append((found.st_ino, stat.S_ISDIR(found.st_mode), found.st_size))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    budget(tmp_path).spend([0], local(noise=100.0))
+    ledger = tmp_path / "state" / "privacy.json"
+    file, folder = flushed
+    assert file == (ledger.stat().st_ino, False, ledger.stat().st_size), "all of it, before it has its name"
+    assert folder[:2] == (ledger.parent.stat().st_ino, True), "and then its name"
+
+
+def test_processes_of_one_node_count_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower by itself starts a process for every message."""
+    write = module.write_whole
+
+    def slowly(*given: Any) -> None:
+        time.sleep(0.05)
+        write(*given)
+
+    monkeypatch.setattr(module, "write_whole", slowly)
+    budgets = [budget(tmp_path) for _ in range(6)]
+    threads = [threading.Thread(target=one.spend, args=([0], local(noise=100.0))) for one in budgets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = json.loads((tmp_path / "state" / "privacy.json").read_text())["0"]
+    assert total == pytest.approx(6 * (2 / 100.0) ** 2)
 
 
 def test_without_a_budget_nothing_is_counted(tmp_path: Path) -> None:

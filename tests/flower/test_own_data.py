@@ -146,7 +146,10 @@ def test_nodes_of_lower_rank_train_at_it(apart: Make, tables: Path, tmp_path: Pa
     ("change", "said"),
     [
         ({"data": None}, r"node 'south' has no data"),
-        ({"data": "missing.csv"}, r"missing.csv'.*no such file"),
+        (
+            {"data": "missing.csv"},
+            r"node 'south': DataError while reading its own data \(task\.data\); the node's log has the details",
+        ),
         (
             {"model": None},
             r"node 'south': the recipe asks for model.path = .* which the node's owner did not name",
@@ -164,14 +167,16 @@ def test_a_node_that_cannot_train_is_named(
         federate(config, settings, tmp_path / "run")
 
 
-def test_a_label_that_the_server_does_not_know_is_named_with_its_row(
-    apart: Make, tables: Path, tmp_path: Path
+def test_a_label_that_the_server_does_not_know_is_named_with_its_row_in_the_nodes_log_alone(
+    apart: Make, tables: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = apart()
     with (tables / "south.csv").open("a") as file:
         file.write("something else,poetry,south\n")
-    with pytest.raises(TrainingError, match=r"node 'south'.*row 61 has the label 'poetry'"):
+    with pytest.raises(TrainingError, match=r"node 'south': DataError while reading its own data") as caught:
         federate(config, nodes(tables, model=config.model.path), tmp_path / "run")
+    assert "poetry" not in str(caught.value)
+    assert "row 61 has the label 'poetry'" in caplog.text
 
 
 def test_declared_labels_number_the_classes(apart: Make, tables: Path, tmp_path: Path) -> None:

@@ -159,11 +159,7 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
     Raises:
         ConfigError, DataError, ModelError: as the parts do.
     """
-    method = compat.method_of(config)
-    compat.check_compat(config)
-    _check_support(config, method)
-    check_privacy(config, method)
-    check_secure(config, method)
+    method = check_recipe(config)
     choose_device(config.train.device)
     shared = shared or Shared()
     apart = config.task.data == NODES
@@ -209,6 +205,20 @@ def prepare(config: RunConfig, shared: Shared | None = None) -> Federation:
         ranks,
         further={name: _encoded(parts, name, data) for name, data in task.further.items()},
     )
+
+
+def check_recipe(config: RunConfig) -> Method:
+    """The recipe's method, and every check that needs nothing but the recipe.
+
+    Raises:
+        ConfigError: names the keys and what to do.
+    """
+    method = compat.method_of(config)
+    compat.check_compat(config)
+    _check_support(config, method)
+    check_privacy(config, method)
+    check_secure(config, method)
+    return method
 
 
 def _encoded(parts: Parts, name: str, data: Dataset) -> Split:

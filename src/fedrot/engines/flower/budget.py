@@ -3,15 +3,17 @@
 With mechanism `local` the server need not be trusted, so neither can its recipe be: it could ask for no noise, or for
 the same round a thousand times. A node whose owner set `epsilon` in `node.toml` counts for itself. A message with noise
 multiplier `sigma` is `2 / sigma`-GDP for the client (any two data sets), and squares of `mu` add up, across noise
-levels and runs (see `fedrot.privacy.accountant`). They are on disk before a client trains; a message that is then not
-sent counts too.
+levels and runs (see `fedrot.privacy.accountant`). They are on disk, file and name, before a client trains; a message
+that is then not sent counts too.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedrot.config import PrivacyConfig
@@ -64,16 +66,31 @@ class Budget:
         limit = self._settings.epsilon
         if limit is None:
             return
-        spent = self._read()
-        for client in clients:
-            total = spent.get(str(client), 0.0) + (2 / privacy.noise) ** 2
-            if (epsilon := epsilon_of(math.sqrt(total), self._settings.delta)) > limit:
-                raise ConfigError(
-                    f"node {self._settings.name!r}: one more message of client {client} would bring it to epsilon = "
-                    f"{epsilon:.3g} at delta = {self._settings.delta:g}, and its owner allows {limit:g} ({NODE_FILE})"
-                )
-            spent[str(client)] = total
-        write_whole(self._path, json.dumps(spent) + "\n")
+        with self._alone():
+            spent = self._read()
+            for client in clients:
+                total = spent.get(str(client), 0.0) + (2 / privacy.noise) ** 2
+                if (epsilon := epsilon_of(math.sqrt(total), self._settings.delta)) > limit:
+                    raise ConfigError(
+                        f"node {self._settings.name!r}: one more message of client {client} would bring it to epsilon "
+                        f"= {epsilon:.3g} at delta = {self._settings.delta:g}, and its owner allows {limit:g} "
+                        f"({NODE_FILE})"
+                    )
+                spent[str(client)] = total
+            write_whole(self._path, json.dumps(spent) + "\n")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Other processes of this node wait, so that no message is counted on top of an older count."""
+        path = self._path.with_suffix(".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except OSError as error:
+            raise OutputError(f"'{path}': cannot be written ({error.strerror}); free space") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @property
     def _path(self) -> Path:
@@ -85,7 +102,10 @@ class Budget:
             return {}
         try:
             found = json.loads(self._path.read_text("utf-8"))
-            return {str(client): float(total) for client, total in found.items()}
+            spent = {str(client): float(total) for client, total in found.items()}
+            if wrong := [total for total in spent.values() if not 0 <= total < math.inf]:
+                raise ValueError(f"{wrong[0]} is not what a client can have spent")
+            return spent
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise OutputError(
                 f"'{self._path}': what this node's clients have spent of their privacy cannot be read ({error}); "

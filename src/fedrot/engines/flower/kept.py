@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedrot.errors import AdapterError, OutputError
+from fedrot.rundir import flush_directory
 
 EARLIER = 2
 """Rounds kept beside the newest: the one it was trained from, and one more for a server whose last checkpoint broke."""
@@ -118,6 +119,7 @@ class Kept:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+            flush_directory(path.parent)
         except OSError as error:
             raise OutputError(
                 f"{self._where}: what client {client} keeps of round {round} cannot be written to '{path}' "

@@ -6,6 +6,7 @@ anything, that the node's owner did not name. `NodeSettings.admit` holds to it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,8 @@ from fedrot.errors import DataError, ModelError
 
 NODE_FILE = "node.toml"
 FORMATS = (".csv", ".jsonl", ".parquet")
+ColumnKey = Literal["text", "text_pair", "label", "prompt", "response", "image", "partition_by"]
+"""The keys of a recipe that name columns of the data."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class NodeSettings:
     """Goes with `epsilon`."""
     ledger: str | None = None
     """The file in which what they have spent is kept; needed with `epsilon`."""
+    columns: Mapping[str, str] | None = None
+    """The columns of `data` that a recipe has to name, by its keys `text`, `text_pair`, `label`, `prompt`, `response`,
+    `image` and `partition_by`, and no others. None: whichever it names."""
+    labels: Sequence[str] | None = None
+    """The classes that a recipe has to have, in any order. None: whichever it has."""
     kept: str | None = None
     """The folder of what its clients keep to themselves from round to round. None: it ends with the process."""
 
@@ -99,6 +107,10 @@ class NodeFile(Section):
     """Address of the server, `host:port`; the host must be one that the server's certificate names."""
     data: str | None = None
     sharding: Literal["own", "recipe"] = "own"
+    columns: dict[ColumnKey, str] | None = None
+    """Columns of `data` that the recipe has to name, by its keys, and no others."""
+    labels: list[str] | None = Field(default=None, min_length=2)
+    """The classes that the recipe has to have."""
     model: str | None = None
     rank: int | None = Field(default=None, gt=0)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
@@ -122,6 +134,9 @@ class NodeFile(Section):
             raise ValueError(f"clients names {repeated[0]} more than once")
         if self.sharding == "recipe" and self.data is None:
             raise ValueError("sharding = 'recipe' is for a node with `data`; give it, or leave sharding out")
+        for key in ("columns", "labels"):
+            if getattr(self, key) is not None and self.data is None:
+                raise ValueError(f"{key} is for a node with `data`; give it, or leave {key} out")
         if self.epsilon is not None and self.data is not None and len(self.clients) > 1:
             raise ValueError(
                 f"epsilon = {self.epsilon:g} and data for {len(self.clients)} clients: the recipe's seed decides to "
@@ -167,6 +182,8 @@ def load_node(directory: str | Path) -> Node:
         clients=tuple(file.clients),
         data=data,
         sharding=file.sharding,
+        columns=None if file.columns is None else {str(key): name for key, name in file.columns.items()},
+        labels=file.labels,
         model=model,
         rank=file.rank,
         device=file.device,

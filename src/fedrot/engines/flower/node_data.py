@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedrot.config import RunConfig
 from fedrot.core.adapter import Adapter
+from fedrot.engines.flower.boundary import Boundary
 from fedrot.engines.flower.node import NodeSettings
 from fedrot.engines.groups import choose_group_size
 from fedrot.engines.parts import assemble
@@ -52,7 +53,13 @@ class Local:
         )
 
 
-def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, ...], shared: Shared) -> Local:
+def prepare_node(
+    settings: NodeSettings,
+    recipe: RunConfig,
+    labels: tuple[str, ...],
+    shared: Shared,
+    boundary: Boundary | None = None,
+) -> Local:
     """Load what the recipe names, as far as the node's owner admits it.
 
     Args:
@@ -60,6 +67,7 @@ def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, .
         recipe: the server's.
         labels: names of the classes, in the server's order.
         shared: what an earlier recipe on this node left to use again.
+        boundary: told what is done, and which errors do not come from the owner's data.
 
     Raises:
         ConfigError: a client number that the recipe does not have.
@@ -67,14 +75,18 @@ def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, .
             is not the server's.
         ModelError: a base model that the owner did not name, or that cannot be loaded.
     """
-    if settings.data is not None and settings.sharding == "own":
-        return _own(settings, settings.admit(recipe), labels, shared)
-    if recipe.task.data == NODES:
-        raise DataError(
-            f"node {settings.name!r} has no data: the recipe leaves data to the nodes (task.data = 'nodes'); name the "
-            "node's file as `data` in node.toml"
-        )
-    config = settings.admit(recipe)
+    boundary = boundary or Boundary(f"node {settings.name!r}", private=False)
+    own = settings.data is not None and settings.sharding == "own"
+    with boundary.openly():
+        if recipe.task.data == NODES and not own:
+            raise DataError(
+                f"node {settings.name!r} has no data of its own: the recipe leaves data to the nodes (task.data = "
+                "'nodes'); name the node's file as `data` in node.toml, and leave `sharding` out"
+            )
+        config = settings.admit(recipe)
+    if own:
+        return _own(settings, config, labels, shared, boundary)
+    boundary.at("reading its own data")
     federation = prepare(config, shared)
     if federation.task.labels != labels:
         raise DataError(
@@ -93,16 +105,23 @@ def prepare_node(settings: NodeSettings, recipe: RunConfig, labels: tuple[str, .
     return replace(local, clients=replace(local.clients, rows=hosted))
 
 
-def _own(settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], shared: Shared) -> Local:
+def _own(
+    settings: NodeSettings, config: RunConfig, labels: tuple[str, ...], shared: Shared, boundary: Boundary
+) -> Local:
     goal = objective(config.task)
     who = f"node {settings.name!r}"
+    with boundary.openly():
+        parts = assemble(config, labels, shared)
+    boundary.at("reading its own data")
     task = goal.load_own(labels, who)
-    parts = assemble(config, labels, shared)
+    boundary.at("encoding its own data")
     task, _ = fitting_rows(goal, task, who, "its own", parts.base.processor, parts.base.opening)
+    boundary.at("dealing its own data")
     dealt: Sequence[Tensor] = [torch.arange(len(task))]
     if len(settings.clients) > 1:
         dealt = partition(task, config.partition, len(settings.clients), config.seed).rows
     rows = dict(zip(settings.clients, dealt, strict=True))
+    boundary.at("encoding its own data")
     train = parts.split("train", task)
     members = Clients(
         config,

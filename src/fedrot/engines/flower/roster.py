@@ -245,7 +245,8 @@ class Roster:
         if examples < 1:
             raise AdapterError(f"{who}: client {client} has no examples")
         dealt = None if federation.data_with_nodes else len(federation.partition.rows[client])
-        if dealt is not None and examples != dealt:
+        private = federation.config.privacy.mechanism == "local"  # a node then need not say how many
+        if dealt is not None and examples != dealt and not (private and examples == 1):
             raise AdapterError(
                 f"{who}: client {client} has {examples} examples, the server's partition gives it {dealt}; give both "
                 "the same data, or let nodes bring their own with task.data = 'nodes'"

@@ -7,11 +7,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedrot.config import RunConfig, parse_config
 from fedrot.core.adapter import Adapter
-from fedrot.engines.flower.as_trained import check_open, goes_along, trained_name
+from fedrot.engines.flower.admission import check_admissible, check_own_models
+from fedrot.engines.flower.as_trained import goes_along, trained_name
+from fedrot.engines.flower.boundary import Boundary
+from fedrot.engines.flower.brought import broadcast_of, parts_of
 from fedrot.engines.flower.budget import Budget
 from fedrot.engines.flower.kept import Kept
 from fedrot.engines.flower.messages import (
@@ -43,10 +45,8 @@ from fedrot.engines.flower.sends import sends, share
 from fedrot.engines.flower.versions import version
 from fedrot.engines.shared import Shared
 from fedrot.engines.training import Task, train_all
-from fedrot.errors import AdapterError, ConfigError, DataError, ModelError, SecureAggregationError
-from fedrot.privacy import check_secret
-from fedrot.server import own_parts, starts
-from fedrot.tasks.own import NODES
+from fedrot.errors import AdapterError, ConfigError, DataError, SecureAggregationError
+from fedrot.server import starts
 
 
 @dataclass(frozen=True)
@@ -81,33 +81,42 @@ class Worker:
         self._budget = Budget(settings)
         self._parties = Parties(self._where)
         self._kept = Kept(settings.kept, self._where)
+        self._boundary = Boundary(self._where, private=settings.data is not None)
 
     def handle(self, message_type: str, content: RecordDict) -> RecordDict:
         """The reply to a message.
 
         Raises:
             FedrotError: another version, model or recipe than can be served here, unusable data, or a message that is
-                not as expected. Each names the node.
+                not as expected. Each names the node. Where the node holds its owner's data, none quotes it (see
+                `Boundary`).
         """
+        with self._boundary.answering():
+            return self._answer(message_type, content)
+
+    def _answer(self, message_type: str, content: RecordDict) -> RecordDict:
         if message_type == HELLO:
-            return self._hello(read(Hello, content, self._where))
+            return self._hello(content)
         if message_type == TRAIN:
             return self._train(content)
         if message_type == EXAMINE:
             return self._examine(content)
         if message_type == WRITE:
             return self._write(content)
-        if message_type == SECURE:
-            return self._parties.handle(content)
-        known = ", ".join(repr(kind) for kind in (HELLO, TRAIN, EXAMINE, WRITE, SECURE))
-        raise AdapterError(f"{self._where}: message type {message_type!r}: expected one of {known}")
+        with self._boundary.openly():
+            if message_type == SECURE:
+                return self._parties.handle(content)
+            known = ", ".join(repr(kind) for kind in (HELLO, TRAIN, EXAMINE, WRITE, SECURE))
+            raise AdapterError(f"{self._where}: message type {message_type!r}: expected one of {known}")
 
     @property
     def _where(self) -> str:
         return f"node {self.settings.name!r}"
 
-    def _hello(self, hello: Hello) -> RecordDict:
-        self._check_version(hello.version)
+    def _hello(self, content: RecordDict) -> RecordDict:
+        with self._boundary.openly():
+            hello = read(Hello, content, self._where)
+            self._check_version(hello.version)
         local = self._prepare(hello.recipe, hello.labels)
         rank = self.settings.rank or 0
         told = Welcome(
@@ -115,7 +124,7 @@ class Worker:
             version=version(),
             base=local.base,
             clients=list(self.settings.clients),
-            examples=self._examples(local, self._parse(hello.recipe)),
+            examples=self._examples(local),
             ranks=[rank] * len(self.settings.clients),
             device=str(local.device),
         )
@@ -123,19 +132,24 @@ class Worker:
 
     def _train(self, content: RecordDict) -> RecordDict:
         order, local, received = self._read(content)
-        where = f"{self._where}, round {order.round}"
-        reference = unpack_adapter(content, "reference", local.initial, order.scale, where)
-        aligned_to = received if reference is None else reference.map(lambda tensor: tensor.to(local.device))
-        rules = unpack_rules(content, where)
-        if local.clients.config.privacy.secure_aggregation != (rules is not None):
-            raise SecureAggregationError(
-                f"{where}: the recipe has privacy.secure_aggregation = "
-                f"{str(rules is None).lower()}, the server asks otherwise"
+        with self._boundary.openly():
+            where = f"{self._where}, round {order.round}"
+            reference = unpack_adapter(content, "reference", local.initial, order.scale, where)
+            aligned_to = (
+                received if reference is None else reference.map(lambda tensor: tensor.to(local.device))
             )
-        own, refused = self._own(order, local, received)
+            rules = unpack_rules(content, where)
+            if local.clients.config.privacy.secure_aggregation != (rules is not None):
+                raise SecureAggregationError(
+                    f"{where}: the recipe has privacy.secure_aggregation = "
+                    f"{str(rules is None).lower()}, the server asks otherwise"
+                )
+            session = None if rules is None else rules.session(order.round)
+            own, refused = parts_of(self._kept, order, local, received)
+            self._budget.spend(list(own), local.clients.config.privacy)
         assert self._held is not None
         along = goes_along(self._held.recipe, local.clients.method)
-        self._budget.spend(list(own), local.clients.config.privacy)
+        self._boundary.at("training")
         reply, hidden = RecordDict(), dict[int, Share | str]()
 
         def task_of(clients: tuple[int, ...]) -> Task:
@@ -146,7 +160,7 @@ class Worker:
             for sent in (sent for _, group in results for sent in sends(group, local, order.round, along)):
                 if sent.told is not None:
                     reply[metrics_name(sent.client)] = pack_told(sent.told)
-                if rules is None:
+                if session is None:
                     reply[upload_name(sent.client)] = to_arrays(sent.arrays)
                     if sent.trained:
                         reply[trained_name(sent.client)] = to_arrays(sent.trained)
@@ -154,80 +168,58 @@ class Worker:
                     hidden[sent.client] = share(sent, local)
                 if sent.keeps:
                     self._kept.save(order.run, sent.client, started[sent.client], order.round, sent.keeps)
-        if rules is not None:
-            self._parties.join(reply, rules.session(order.round), hidden)
+        if session is not None:
+            self._parties.join(reply, session, hidden)
         elif refused:
             reply[REFUSED] = pack_refusals(refused)
         local.clients.crew.unload()
         return reply
 
     def _examine(self, content: RecordDict) -> RecordDict:
-        order, local, received = self._read(content)
-        if local.federation is None:
-            raise DataError(
-                f"{self._where} has no test split to examine its clients' own models on: its data is its clients' alone"
-            )
-        own, refused = self._own(order, local, received)
+        order, local, received = self._read(content, own_models=True)
+        with self._boundary.openly():
+            if local.federation is None:
+                raise DataError(
+                    f"{self._where} has no test split to examine its clients' own models on: its data is its clients' "
+                    "alone"
+                )
+            own, refused = parts_of(self._kept, order, local, received)
+        self._boundary.at("testing its clients' own models")
         reply = examine(local.federation, received, own)
         reply[REFUSED] = pack_refusals(refused)
         return reply
 
     def _write(self, content: RecordDict) -> RecordDict:
-        order, local, received = self._read(content)
-        own, refused = self._own(order, local, received)
+        order, local, received = self._read(content, own_models=True)
+        with self._boundary.openly():
+            own, refused = parts_of(self._kept, order, local, received)
+        self._boundary.at("writing its clients' own models")
         write(self._kept, order, local, received, own)
         return RecordDict({REFUSED: pack_refusals(refused)})
 
-    def _read(self, content: RecordDict) -> tuple[Order, Local, Adapter]:
+    def _read(self, content: RecordDict, *, own_models: bool = False) -> tuple[Order, Local, Adapter]:
         """An order, what it takes to carry it out, and the broadcast that came with it.
+
+        Args:
+            content: of the message.
+            own_models: it is about the models that clients have to themselves.
 
         Raises:
             ConfigError: a client that is not hosted here, or numbers of rounds that cannot be.
             FedrotError: as `handle`.
         """
-        order = read(Order, content, self._where)
-        self._check_version(order.version)
-        local = self._prepare(order.recipe, order.labels)
-        if order.base != local.base:
-            raise ModelError(
-                f"{self._where}: its base model has digest {local.base[:12]}, the server's {order.base[:12]}; "
-                "give both the same files and train.precision"
-            )
-        if foreign := [client for client in order.clients if client not in local.clients.rows]:
-            raise ConfigError(f"{self._where}: asked for client {foreign[0]}, which it does not host")
-        if len(order.kept) != len(order.clients) or any(not 0 <= kept <= order.round for kept in order.kept):
-            raise ConfigError(
-                f"{self._where}: asked to go on in round {order.round} from what clients {order.clients} kept of "
-                f"rounds {order.kept}: expected one round for each, from 0 to the order's own"
-            )
-        where = f"{self._where}, round {order.round}"
-        received = unpack_adapter(content, "received", local.initial, order.scale, where)
-        if received is None:
-            raise AdapterError(f"{where}: no adapter came with the order")
-        return order, local, received.map(lambda tensor: tensor.to(local.device))
+        with self._boundary.openly():
+            order = read(Order, content, self._where)
+            self._check_version(order.version)
+        local = self._prepare(order.recipe, order.labels, own_models=own_models)
+        with self._boundary.openly():
+            return order, local, broadcast_of(order, local, content, self._where)
 
-    def _own(
-        self, order: Order, local: Local, received: Adapter
-    ) -> tuple[dict[int, dict[str, Tensor]], dict[int, str]]:
-        """What each client goes on from beside the broadcast, and why some cannot.
-
-        What was kept under one recipe must not leave under another, so nothing is loaded that would be uploaded.
-        """
-        method = local.clients.method
-        stays = own_parts(method, received, order.round) if method.laws.personal else {}
-        own: dict[int, dict[str, Tensor]] = {}
-        refused: dict[int, str] = {}
-        for client, kept in zip(order.clients, order.kept, strict=True):
-            try:
-                own[client] = self._kept.load(order.run, client, kept, stays)
-            except AdapterError as error:
-                refused[client] = str(error)
-        return own, refused
-
-    def _examples(self, local: Local, recipe: RunConfig) -> list[int]:
-        """How many every client has; where that is private and not dealt by the server, only that there are some."""
+    def _examples(self, local: Local) -> list[int]:
+        """How many every client has; of its owner's data, where that is to stay private, only that there are some."""
         counts = [len(local.clients.rows[client]) for client in self.settings.clients]
-        hidden = recipe.privacy.mechanism == "local" and recipe.task.data == NODES
+        local_noise = local.clients.config.privacy.mechanism == "local" or self.settings.epsilon is not None
+        hidden = self.settings.data is not None and local_noise
         return [min(1, count) for count in counts] if hidden else counts
 
     def _check_version(self, server: str) -> None:
@@ -236,26 +228,36 @@ class Worker:
                 f"{self._where} runs fedrot {version()}, the server fedrot {server}; install the same version on both"
             )
 
-    def _prepare(self, recipe: str, labels: list[str]) -> Local:
-        if self._held is not None and self._held.text == (recipe, labels):
-            return self._held.local
-        config = self._parse(recipe)
-        if not self.settings.trusts_recipe:
-            check_secret(config.privacy)
-        self._budget.check(config.privacy)
-        check_open(config, self._where)
+    def _prepare(self, recipe: str, labels: list[str], *, own_models: bool = False) -> Local:
+        with self._boundary.openly():
+            held = self._held if self._held is not None and self._held.text == (recipe, labels) else None
+            config = self._parse(recipe) if held is None else held.recipe
+            if own_models:
+                check_own_models(self.settings, config)
+            if held is not None:
+                return held.local
+            check_admissible(self.settings, config, labels)
         digest = recipe_digest(config) + repr(labels)
         if self._held is not None and self._held.digest == digest:
             self._held = _Held((recipe, labels), config, digest, self._held.local)
             return self._held.local
         if self._held is not None:
             self._held.local.clients.crew.lead.close()
+            if self._held.text[1] != labels:
+                self._shared.clear()  # its things are known by their recipe alone
             self._held = None
         local = self._given
         if local is None or recipe_digest(local.clients.config) != recipe_digest(config):
-            local = prepare_node(self.settings, config, tuple(labels), self._shared)
+            local = self._prepared(config, tuple(labels))
         self._held = _Held((recipe, labels), config, digest, local)
         return local
+
+    def _prepared(self, config: RunConfig, labels: tuple[str, ...]) -> Local:
+        try:
+            return prepare_node(self.settings, config, labels, self._shared, self._boundary)
+        except Exception:
+            self._shared.clear()  # what was built is half in use
+            raise
 
     def _parse(self, recipe: str) -> RunConfig:
         try:

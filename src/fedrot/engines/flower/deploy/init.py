@@ -148,6 +148,7 @@ def _write_node(folder: Path, clients: list[int], address: str, ca: bytes) -> No
     }
     hints = (
         "\n# data = \"texts.csv\"      # the node's own examples; without it, its shards of the recipe's bundled corpus"
+        '\n# columns = { text = "text", label = "label" }   # the columns of it that a recipe may name; and so `labels`'
         '\n# model = "/srv/model"    # stands for the recipe\'s model.path, unless that is an installed package'
         "\n# rank = 2                # this node's clients train at a smaller rank than the server's\n"
     )
