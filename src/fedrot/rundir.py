@@ -23,6 +23,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.toml"
         self.metrics = self.path / "metrics.jsonl"
+        self.releases = self.path / "releases.jsonl"
         self.summary = self.path / "summary.json"
         self.adapter = self.path / "adapter"
         self.personal = self.path / "personal"

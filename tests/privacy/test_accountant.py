@@ -102,6 +102,29 @@ def test_epsilon_counts_the_rounds_of_the_client_that_was_chosen_most() -> None:
     assert full.epsilon(max(times)) == accountant.epsilon(rounds)
 
 
+def test_a_round_that_was_released_again_counts_again_for_those_who_were_chosen_for_it() -> None:
+    seed, clients, fraction = 5, 12, 0.25
+    accountant, full = (
+        Accountant(settings(), seed, clients, fraction),
+        Accountant(settings(), seed, clients, 1.0),
+    )
+    for releases, counted in (
+        ([1, 2, 3, 3], [1, 2, 3, 3]),
+        ([3, 3, 2, 1, 2, 3], [1, 2, 2, 3, 3, 3]),
+        ([1, 2, 3, 4], [1, 2, 3, 4]),
+        ([3], [1, 2, 3]),
+        ([], [1, 2, 3]),
+    ):
+        times = [0] * clients
+        for number in counted:
+            for client in choose_clients(seed, number, clients, fraction):
+                times[client] += 1
+        assert accountant.taken(3, releases) == max(times)
+        assert full.taken(3, releases) == len(counted)
+        assert full.epsilon(3, releases) == full.epsilon(len(counted))
+    assert accountant.taken(0, [3] * 5) == 5, "the same clients every time"
+
+
 def test_epsilon_never_falls_and_a_fresh_accountant_finds_the_same() -> None:
     accountant = Accountant(settings(noise=1.3), 1, 20, 0.2)
     spent = [accountant.epsilon(number) for number in range(1, 41)]

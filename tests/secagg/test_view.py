@@ -123,7 +123,7 @@ def test_a_message_of_another_round_kind_or_version_is_refused(message: Message)
     with pytest.raises(SecureAggregationError, match="kind 200"):
         decode(data[:5] + bytes([200]) + data[6:], kind, RULES)
     with pytest.raises(SecureAggregationError, match="of this version"):
-        decode(b"FRSA\x02" + data[5:], kind, RULES)
+        decode(b"FRSA\x01" + data[5:], kind, RULES)
 
 
 def test_strangers_repetitions_and_inflated_counts_are_refused() -> None:

@@ -20,6 +20,7 @@ from fedrot.engines.setup import Federation
 from fedrot.engines.shares import partition_facts
 from fedrot.engines.write import save_adapter, save_personal
 from fedrot.errors import OutputError
+from fedrot.privacy import Releases
 from fedrot.report import write_report
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState
@@ -44,6 +45,7 @@ def finish(
     state: ServerState,
     records: list[dict[str, Any]],
     floor: dict[str, Any] | None,
+    releases: Releases,
     *,
     interrupted: bool = False,
 ) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def finish(
     try:
         if said is not None:
             run.write_json(SAMPLES, said)
-        return _write_results(federation, run, state, records, floor, interrupted)
+        return _write_results(federation, run, state, records, floor, releases, interrupted)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"'{run.path}': adapter, summary or report cannot be written ({error}); round {state.round} is kept in its "
@@ -72,6 +74,7 @@ def _write_results(
     state: ServerState,
     records: list[dict[str, Any]],
     floor: dict[str, Any] | None,
+    releases: Releases,
     interrupted: bool,
 ) -> dict[str, Any]:
     config = federation.config
@@ -105,7 +108,7 @@ def _write_results(
         "best_validation_round": best["round"] if best else None,
         "best_validation": _final(best) if best else None,
         "probe": floor,
-        "privacy": privacy_facts(federation, state.round),
+        "privacy": privacy_facts(federation, state.round, releases),
         "partition": {"counts": []}
         if federation.data_with_nodes
         else partition_facts(federation.label_counts()),

@@ -15,12 +15,13 @@ from fedrot.engines.evaluation import evaluate_state
 from fedrot.engines.finish import finish, probe
 from fedrot.engines.measure import measure, nobody
 from fedrot.engines.observer import Observer
-from fedrot.engines.private import spent, to_aggregate
+from fedrot.engines.private import begun, of_repetition, spent, to_aggregate
 from fedrot.engines.round import Round
 from fedrot.engines.setup import Federation
 from fedrot.engines.trackers import tracking
 from fedrot.errors import OutputError, TrainingError
 from fedrot.participation import participate
+from fedrot.privacy import Releases
 from fedrot.rundir import RunDirectory
 from fedrot.server import ServerState, aggregate, represented, skip_round
 
@@ -78,7 +79,10 @@ def run_rounds(
         )
     run.resolve(config, federation.group_size, len(federation.crew.models))
     observer.opened(run.path)
+    releases = begun(federation, run)
     state, records = _start(federation, run, checkpoint, observer)
+    for note in of_repetition(releases, state.round):
+        observer.note(note)
     if config.output.probe:
         observer.preparing("fitting linear probes on the frozen encoder")
     floor = probe(federation, run) if config.output.probe else None
@@ -86,17 +90,18 @@ def run_rounds(
     try:
         with tracking(config, run.path, state.round, observer.note) as track:
             while state.round < config.federation.rounds:
-                state, record = run_round(federation, state, train, evaluate)
-                save_checkpoint(run.checkpoint, state, record, keep=config.output.keep_checkpoints)
+                after, record = run_round(federation, state, train, evaluate, releases)
+                # A state that is in no checkpoint is never published: a resumed run would make another of it.
+                save_checkpoint(run.checkpoint, after, record, keep=config.output.keep_checkpoints)
                 run.append(record)
-                records.append(record)
+                state, records = after, [*records, record]
                 observer.finished(record)
                 track(record)
     except KeyboardInterrupt:
         if records:
-            finish(federation, run, state, records, floor, interrupted=True)
+            finish(federation, run, state, records, floor, releases, interrupted=True)
         raise
-    summary = finish(federation, run, state, records, floor)
+    summary = finish(federation, run, state, records, floor, releases)
     adapter = represented(state, federation.weights, federation.ranks)
     return RunResult(adapter, records, summary, run.path)
 
@@ -116,12 +121,27 @@ def _start(
 
 
 def run_round(
-    federation: Federation, state: ServerState, train: Train, evaluate: Evaluate | None = None
+    federation: Federation,
+    state: ServerState,
+    train: Train,
+    evaluate: Evaluate | None = None,
+    releases: Releases | None = None,
 ) -> tuple[ServerState, dict[str, Any]]:
-    """One round: choose clients, let them train, aggregate what they sent, evaluate."""
+    """One round: choose clients, let them train, aggregate what they sent, evaluate.
+
+    Args:
+        federation: data, clients, model and method.
+        state: before the round.
+        train: the engine.
+        evaluate: the engine's own way; None for `evaluate_state`.
+        releases: of the run so far, with privacy; None where nothing is published.
+    """
+    releases = releases or Releases()
     started, config, number = time.perf_counter(), federation.config, state.round + 1
     part = participate(config.federation, config.seed, number, federation.clients, len(state.history))
     round = Round(federation.method, number, part, federation.ranks, config.privacy.mechanism)
+    if config.privacy.mechanism == "local":
+        releases.begin(number)
     train(state, round)
     if not round.count:
         after, record = skip_round(state), nobody(round, state, full=federation.full)
@@ -132,7 +152,7 @@ def run_round(
             "lower train.lr, or set train.clip"
         )
     else:
-        updates, told = to_aggregate(federation, state, round)
+        updates, told = to_aggregate(federation, state, round, releases)
         step = aggregate(
             federation.method,
             state,
@@ -146,7 +166,7 @@ def run_round(
         if config.output.diagnostics:
             record |= diagnose_round(round, state.broadcast(federation.method.reference_lag), config.train.lr)
     training = time.perf_counter() - started
-    record = {"round": number, **record, **spent(federation, number)}
+    record = {"round": number, **record, **spent(federation, number, releases)}
     if number % config.federation.evaluate_every == 0 or number == config.federation.rounds:
         record |= evaluate_state(federation, after) if evaluate is None else evaluate(after)
     federation.crew.unload()

@@ -18,7 +18,8 @@ refused: they are private, and bound nothing.
 
 **Composition.** Each round is a Gaussian mechanism with `mu = s / sigma` in the sense of Gaussian differential privacy
 (Dong, Roth and Su, JRSSB 2022), and `k` of them, chosen adaptively, are exactly one with `mu = s sqrt(k) / sigma`. `k`
-is the largest number of rounds that any client was chosen for: in the others its data is not used. See `accountant`.
+is the largest number of rounds that any client was chosen for: in the others its data is not used. A round that is done
+again counts again: `releases` keeps the list. See `accountant`.
 
 **Sampling.** `choose_clients` draws a fixed number without replacement from the recipe's seed, which every node knows.
 Who takes part is therefore public, and no amplification by sampling is claimed.
@@ -29,6 +30,7 @@ Nothing here depends on an engine; everything takes a stack of clients where it 
 from fedrot.privacy.accountant import Accountant, delta_of, epsilon_of, noise_for
 from fedrot.privacy.mechanism import PrivateMean, Protected, clip, private_mean, protect
 from fedrot.privacy.noise import Noise, make_noise, seeded_noise, system_noise
+from fedrot.privacy.releases import Releases
 from fedrot.privacy.support import check_delta, check_privacy, check_secret, covers
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "Noise",
     "PrivateMean",
     "Protected",
+    "Releases",
     "check_delta",
     "check_privacy",
     "check_secret",

@@ -1,7 +1,7 @@
 """How much privacy a run has spent: the exact composition of Gaussian mechanisms, in closed form.
 
-A round of noise multiplier `sigma` and sensitivity `s` (in units of the clip) is `mu`-GDP with `mu = s / sigma`; `k`
-rounds, each free to depend on what came before, are `mu`-GDP with `mu = s sqrt(k) / sigma` (Dong, Roth and Su,
+A release of noise multiplier `sigma` and sensitivity `s` (in units of the clip) is `mu`-GDP with `mu = s / sigma`; `k`
+releases, each free to depend on what came before, are `mu`-GDP with `mu = s sqrt(k) / sigma` (Dong, Roth and Su,
 "Gaussian differential privacy", JRSSB 2022, corollary 3.3), and `mu`-GDP is `(epsilon, delta)`-DP for exactly
 
     delta(epsilon) = Phi(-epsilon / mu + mu / 2) - exp(epsilon) Phi(-epsilon / mu - mu / 2)
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 
@@ -93,8 +94,8 @@ def noise_for(epsilon: float, delta: float, rounds: int, adjacency: str = "repla
 class Accountant:
     """Epsilon after every round of a run.
 
-    Who is chosen depends on the recipe alone, so this does too: a resumed run, or a server that lost its records, finds
-    the same. A client that was chosen counts, whether it reported or not.
+    Who is chosen for a round depends on the recipe alone. A client that was chosen counts, whether it reported or not,
+    and a round that was released again counts again.
 
     Attributes:
         settings: of the recipe.
@@ -103,24 +104,34 @@ class Accountant:
     def __init__(self, settings: PrivacyConfig, seed: int, clients: int, fraction: float) -> None:
         self.settings = settings
         self._draw = (seed, clients, fraction)
+        self._counted: Counter[int] = Counter()
+        """Releases in `_times`, by round."""
         self._times: Counter[int] = Counter()
-        self._largest = [0]
+        """Releases that each client was chosen for."""
 
-    def taken(self, round: int) -> int:
-        """The largest number of rounds up to `round` that any one client was chosen for."""
+    def taken(self, round: int, releases: Iterable[int] = ()) -> int:
+        """The largest number of releases that any one client was chosen for.
+
+        Args:
+            round: every round up to it counts once at least.
+            releases: rounds of the releases begun so far, see `Releases`, in any order: one that is there twice counts
+                twice, and one beyond `round` counts too.
+        """
         seed, clients, fraction = self._draw
+        begun = Counter(range(1, round + 1)) | Counter(releases)
         if fraction == 1:
-            return round
-        for number in range(len(self._largest), round + 1):
-            self._times.update(choose_clients(seed, number, clients, fraction))
-            self._largest.append(max(self._times.values()))
-        return self._largest[round]
+            return begun.total()
+        if not self._counted <= begun:
+            self._counted, self._times = Counter(), Counter()
+        for number, times in (begun - self._counted).items():
+            self._times.update(dict.fromkeys(choose_clients(seed, number, clients, fraction), times))
+        self._counted = begun
+        return max(self._times.values(), default=0)
 
-    def epsilon(self, round: int) -> float | None:
-        """Spent by the client that spent most, up to and including `round`; None where nothing is promised."""
+    def epsilon(self, round: int, releases: Iterable[int] = ()) -> float | None:
+        """Spent by the client that spent most, in the releases that `taken` counts; None where nothing is promised."""
         if self.settings.noise == 0:
             return None
         sensitivity = SENSITIVITY[self.settings.adjacency]
-        return epsilon_of(
-            sensitivity * math.sqrt(self.taken(round)) / self.settings.noise, self.settings.delta
-        )
+        taken = self.taken(round, releases)
+        return epsilon_of(sensitivity * math.sqrt(taken) / self.settings.noise, self.settings.delta)

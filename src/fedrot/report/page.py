@@ -118,7 +118,7 @@ def _page(run: Run, charts: Mapping[str, Chart | str], notes: Sequence[str]) -> 
 
 
 def _verdict(run: Run) -> tuple[str, str]:
-    return verdict(run.records, run.summary, run.config), privacy_words(run.records, run.config)
+    return verdict(run.records, run.summary, run.config), privacy_words(run)
 
 
 def _probe_remark(run: Run, score: Score) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fedrot.report.canvas import Chart, Key
-from fedrot.report.load import Record, Run, finite
+from fedrot.report.load import Run, finite
 from fedrot.report.plot import Line, Plot
 
 
@@ -20,12 +20,17 @@ def _settings(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def privacy_words(records: Sequence[Record], config: Mapping[str, Any] | None) -> str:
+def privacy_words(run: Run) -> str:
     """A sentence with epsilon, delta, mechanism and adjacency; empty without a mechanism."""
-    if not is_private(config):
+    if not is_private(run.config):
         return ""
-    settings = _settings(config)
-    spent = [value for record in records if (value := finite(record, "epsilon")) is not None]
+    settings = _settings(run.config)
+    # The summary also counts a release that the run ended in; of a run that goes on, it is of before.
+    spent = [
+        value
+        for record in (*run.records, run.fact("privacy", {}))
+        if (value := finite(record, "epsilon")) is not None
+    ]
     mechanism = settings["mechanism"]
     if not spent:
         return f"Updates were clipped ({mechanism}), but without noise nothing is promised about privacy."
@@ -34,7 +39,7 @@ def privacy_words(records: Sequence[Record], config: Mapping[str, Any] | None) -
         ", had its noise not come from the recipe's seed, which anyone may know" if source == "seed" else ""
     )
     return (
-        f"It is differentially private for whole clients with ε = {spent[-1]:.3g} at δ = {settings['delta']:g} "
+        f"It is differentially private for whole clients with ε = {max(spent):.3g} at δ = {settings['delta']:g} "
         f"({mechanism}, {settings['adjacency']}){hedge}."
     )
 
@@ -45,7 +50,9 @@ def privacy_fact(run: Run) -> str:
     sizes = ", ".join(f"{key} {value:g}" for key, value in facts.items() if key in ("clip", "noise"))
     if not facts:
         return "known when the run finishes"
-    return f"{sizes}. Covered: {facts['covered']}. Not covered: {facts['not_covered']}."
+    again = ", ".join(str(round) for round in facts.get("released_again", ()))
+    repeated = f" Released more than once, and counted as often: round {again}." if again else ""
+    return f"{sizes}. Covered: {facts['covered']}. Not covered: {facts['not_covered']}.{repeated}"
 
 
 def privacy_chart(run: Run) -> Chart | str:

@@ -26,7 +26,7 @@ from fedrot.secagg.messages import (
     Roster,
     Sealed,
     Survivors,
-    listing,
+    agreed,
 )
 from fedrot.secagg.session import Session
 
@@ -90,6 +90,7 @@ class SecAggClient:
         self.session, self.client, self.survivors = session, client, ()
         self._signer, self._entropy, self._stage = signer, entropy, "advertise"
         self._mask_private, self._share_private, self._seed = (entropy(keys.KEY_BYTES) for _ in range(3))
+        self._roster = b""
         self._mask_keys: dict[int, bytes] = {}
         self._share_keys: dict[int, bytes] = {}
         self._held: dict[int, tuple[bytes, bytes]] = {}
@@ -118,6 +119,7 @@ class SecAggClient:
         """
         with self._step("share", "mask", roster):
             self._accept(roster)
+            self._roster = roster.digest
             others = [advert.client for advert in roster.adverts]
             points = [self.session.point(client) for client in others]
             mask_shares, seed_shares = (
@@ -131,7 +133,7 @@ class SecAggClient:
                     continue
                 key = self._box_key(self.client, client)
                 boxes[client] = keys.seal(
-                    key, b"".join(shares), self.session.digest, self.client, client, self._entropy
+                    key, b"".join(shares), self._context, self.client, client, self._entropy
                 )
             return Sealed(self.session.digest, self.client, boxes)
 
@@ -161,7 +163,7 @@ class SecAggClient:
             self.session.expect([self.client, *inbox.boxes], "sharing")
             for sender, box in inbox.boxes.items():
                 key = self._box_key(sender, self.client)
-                plain = keys.unseal(key, box, self.session.digest, sender, self.client)
+                plain = keys.unseal(key, box, self._context, sender, self.client)
                 self._held[sender] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
             total = self.session.numbers.encode(vector, weight)
             add_mask(total, self_mask_key(self._seed, self.session, self.client), 1)
@@ -173,12 +175,12 @@ class SecAggClient:
             return Masked(self.session.digest, self.client, total)
 
     def consent(self, survivors: Survivors) -> Consent:
-        """Stage 3 of a signed session: a signature over whose sum the server says it takes."""
+        """Stage 3 of a signed session: a signature over the roster and over whose sum the server says it takes."""
         with self._step("consent", "reveal", survivors):
             assert self._signer is not None
             self._accept_survivors(survivors)
             self.survivors = survivors.clients
-            content = listing(survivors.clients)
+            content = agreed(self._roster, survivors.clients)
             signature = keys.sign(self._signer.private, "consent", self.session.digest, content)
             return Consent(self.session.digest, self.client, signature)
 
@@ -187,7 +189,7 @@ class SecAggClient:
 
         Raises:
             SecureAggregationError: too few survivors, ones that did not share, a second list of survivors, or too
-                few clients that signed this one.
+                few clients that signed this one, under this roster.
         """
         with self._step("reveal", "over", survivors):
             self._accept_survivors(survivors)
@@ -237,8 +239,13 @@ class SecAggClient:
         for client in signed:
             keys.verify(
                 *(signer.identities, client, survivors.consents[client], "consent"),
-                *(self.session.digest, listing(survivors.clients)),
+                *(self.session.digest, agreed(self._roster, survivors.clients)),
             )
+
+    @property
+    def _context(self) -> bytes:
+        """What sealed shares belong to: the session and everybody's keys."""
+        return self.session.digest + self._roster
 
     def _box_key(self, sender: int, recipient: int) -> bytes:
         other = recipient if sender == self.client else sender

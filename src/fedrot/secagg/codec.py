@@ -26,7 +26,7 @@ from fedrot.secagg.shamir import SHARE_BYTES
 
 M = TypeVar("M", bound=Message)
 
-MAGIC = b"FRSA\x01"
+MAGIC = b"FRSA\x02"
 _KINDS: tuple[type[Message], ...] = (Advert, Roster, Sealed, Inbox, Masked, Survivors, Consent, Reveal)
 _HEADER = len(MAGIC) + 1 + 32
 

@@ -1,7 +1,7 @@
 """Keys of a round: agreement (X25519), derivation (HKDF), sealed shares (ChaCha20-Poly1305), signatures (Ed25519).
 
 Every derived key is bound to the session, by its digest, to its purpose and to the clients it is between, so that
-nothing made for one round, purpose or pair is of use in another.
+nothing made for one round, purpose or pair is of use in another. Sealed shares are bound to everybody's keys too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 NONCE_BYTES = 12
 TAG_BYTES = 16
-_DOMAIN = b"fedrot/secagg/1/"
+_DOMAIN = b"fedrot/secagg/2/"
 
 
 def public_key(private: bytes) -> bytes:
@@ -69,26 +69,35 @@ def same(left: bytes, right: bytes) -> bool:
     return hmac.compare_digest(left, right)
 
 
-def seal(key: bytes, plain: bytes, session: bytes, sender: int, recipient: int, entropy: Entropy) -> bytes:
-    """`plain` encrypted and authenticated, with session, sender and recipient as associated data."""
+def seal(key: bytes, plain: bytes, context: bytes, sender: int, recipient: int, entropy: Entropy) -> bytes:
+    """`plain` encrypted and authenticated, with context, sender and recipient as associated data.
+
+    Args:
+        key: 32 bytes.
+        plain: any bytes.
+        context: 64 bytes, the digests of session and roster.
+        sender: client.
+        recipient: client.
+        entropy: draws the nonce.
+    """
     nonce = entropy(NONCE_BYTES)
-    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, session + _pair(sender, recipient))
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plain, context + _pair(sender, recipient))
 
 
-def unseal(key: bytes, box: bytes, session: bytes, sender: int, recipient: int) -> bytes:
+def unseal(key: bytes, box: bytes, context: bytes, sender: int, recipient: int) -> bytes:
     """The inverse of `seal`.
 
     Raises:
-        SecureAggregationError: altered, or made for another session, sender, recipient or key.
+        SecureAggregationError: altered, or made for another session, roster, sender, recipient or key.
     """
     try:
         return ChaCha20Poly1305(key).decrypt(
-            box[:NONCE_BYTES], box[NONCE_BYTES:], session + _pair(sender, recipient)
+            box[:NONCE_BYTES], box[NONCE_BYTES:], context + _pair(sender, recipient)
         )
     except (InvalidTag, ValueError) as error:
         raise SecureAggregationError(
-            f"shares of client {sender} for client {recipient} do not decrypt: altered on the way, or of another "
-            "round; nothing was sent"
+            f"shares of client {sender} for client {recipient} do not decrypt: altered on the way, of another "
+            "round, or made under other keys; nothing was sent"
         ) from error
 
 
@@ -124,7 +133,8 @@ def verify(
         public.verify(signature, _signed(purpose, session, content))
     except (InvalidSignature, ValueError) as error:
         raise SecureAggregationError(
-            f"the signature of client {client} on its {purpose} is wrong: somebody may be impersonating it"
+            f"the signature of client {client} on its {purpose} is wrong: somebody may be impersonating it, or it was "
+            "told something else"
         ) from error
 
 

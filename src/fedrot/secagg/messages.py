@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TypeAlias
 
 from fedrot.secagg.fixed_point import Ring
@@ -38,6 +39,12 @@ class Roster:
 
     session: bytes
     adverts: tuple[Advert, ...]
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that stand for the keys of all, in whatever order they are listed."""
+        adverts = sorted(self.adverts, key=lambda advert: advert.client)
+        return sha256(b"".join(advert.content for advert in adverts)).digest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +85,7 @@ class Survivors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Consent:
-    """Stage 3 of a signed session, client to server: a signature over the survivors it was told."""
+    """Stage 3 of a signed session, client to server: a signature over the roster and the survivors it was told."""
 
     session: bytes
     client: int
@@ -100,6 +107,15 @@ def listing(clients: tuple[int, ...]) -> bytes:
     return b"".join(client.to_bytes(4, "little") for client in sorted(clients))
 
 
+def agreed(roster: bytes, survivors: tuple[int, ...]) -> bytes:
+    """What a consent signs, beside the session: under which keys, by the roster's digest, and whose sum.
+
+    A verifier's own keys are in the roster and new in every attempt, so a consent is good for one attempt alone,
+    whatever nonce the server chose, and only between clients that were shown the same keys.
+    """
+    return roster + listing(survivors)
+
+
 Message: TypeAlias = Advert | Roster | Sealed | Inbox | Masked | Survivors | Consent | Reveal
 
 __all__ = [
@@ -115,5 +131,6 @@ __all__ = [
     "Roster",
     "Sealed",
     "Survivors",
+    "agreed",
     "listing",
 ]

@@ -25,7 +25,7 @@ from fedrot.secagg.messages import (
     Roster,
     Sealed,
     Survivors,
-    listing,
+    agreed,
 )
 from fedrot.secagg.session import Session
 
@@ -79,6 +79,7 @@ class SecAggServer:
         self.session, self._identities = session, identities or {}
         self._stage: Stage = "keys"
         self._adverts: dict[int, Advert] = {}
+        self._roster = b""
         self._boxes: dict[int, Mapping[int, bytes]] = {}
         self._total: Ring = np.zeros(session.elements, session.numbers.dtype)
         self._survivors: list[int] = []
@@ -117,7 +118,9 @@ class SecAggServer:
     def close_keys(self) -> Roster:
         """End stage 0: everybody's public keys, for everybody who sent some."""
         self._close("keys", "shares", list(self._adverts))
-        return Roster(self.session.digest, tuple(self._adverts[c] for c in sorted(self._adverts)))
+        roster = Roster(self.session.digest, tuple(self._adverts[c] for c in sorted(self._adverts)))
+        self._roster = roster.digest
+        return roster
 
     def close_shares(self) -> dict[int, Inbox]:
         """End stage 1: for each client that sent shares, the boxes that the others made for it."""
@@ -226,7 +229,7 @@ class SecAggServer:
     def _consent(self, message: Consent) -> None:
         self._member(message.client, self._survivors, message.client in self._consents, "a consent")
         if self._identities:
-            content = listing(tuple(self._survivors))
+            content = agreed(self._roster, tuple(self._survivors))
             keys.verify(
                 *(self._identities, message.client, message.signature, "consent"),
                 *(self.session.digest, content),

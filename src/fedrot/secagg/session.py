@@ -20,7 +20,12 @@ class Session:
     """One round of secure aggregation: who takes part, and under which rules.
 
     Every message carries the digest of all of this, and every derived key contains it: parties that disagree on
-    anything refuse one another, and a message of another run, round or attempt is refused as foreign.
+    anything refuse one another, and a message of another run or round is refused as foreign.
+
+    So is one of another attempt at the round, as long as the server draws a new nonce for it. Nothing rests on that:
+    clients draw new keys in every attempt and bind shares and consents to the keys of all, so that those of an earlier
+    attempt are refused under any nonce. A server that brings back keys of a client from an attempt that it has left
+    loses this client.
 
     Attributes:
         run: a name of the run.
@@ -31,7 +36,7 @@ class Session:
             third of the clients helps it.
         length: values in a client's vector.
         numbers: how values become ring elements; for as many clients as there are here.
-        nonce: 16 random bytes of the server, so that a round begun again is a new session.
+        nonce: 16 bytes of the server, random if it is honest, so that a round begun again is a new session.
         signed: whether clients sign what they tell one another.
         layout: says what the positions of a vector mean, in any form that is the same for all.
 
@@ -81,7 +86,7 @@ class Session:
         numbers = self.numbers
         fields = (
             *(
-                "fedrot/secagg/1",
+                "fedrot/secagg/2",
                 self.run,
                 self.round,
                 self.threshold,
