@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedrot.cache import FrozenCache
 from fedrot.client import Trained, clip_per_client, plan_group, train_group
 from fedrot.config import RunConfig
-from fedrot.core import Adapter, Factors
+from fedrot.core import Adapter, Factors, alike
 from fedrot.core.adapter import stack
 from fedrot.core.diagnostics import drift
 from fedrot.core.dropout import keep_mask
@@ -105,6 +105,23 @@ def test_any_group_size_gives_the_same_adapters(recipe: Make, options: dict[str,
     start = federation.initial.map(lambda t: t + 0.01).tensors()
     moved = [key for key, tensor in alone[0].items() if not torch.equal(tensor, start[key])]
     assert len(moved) == len(start), "every trained tensor moves"
+
+
+@pytest.mark.parametrize(
+    "options", [{"train__local_steps": 3}, {"train__local_steps": None, "train__local_epochs": 1}]
+)
+def test_factors_that_share_their_memory_train_as_others(
+    recipe: Make, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, where sites of one shape lie in one storage; equal and unequal numbers of steps."""
+    federation = prepare(recipe(train__optimizer="adamw", train__lr=0.01, **options))
+    apart = train_once(federation, [0, 1, 2, 3])
+    monkeypatch.setattr(alike, "batched", lambda device: True)
+    together = train_once(federation, [0, 1, 2, 3])
+    sites = together.adapter.sites.values()
+    assert len({f.a.untyped_storage().data_ptr() for f in sites}) < len(sites)
+    for key, tensor in together.adapter.tensors().items():
+        torch.testing.assert_close(tensor, apart.adapter.tensors()[key], rtol=1e-6, atol=1e-7)
 
 
 def test_stacked_training_equals_an_ordinary_peft_loop(recipe: Make) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedrot.cache import FrozenCache
 from fedrot.config import TrainConfig
 from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.alike import copied
 from fedrot.core.rng import generator
 from fedrot.errors import Interrupted
 from fedrot.methods.base import Trainable
@@ -172,7 +173,7 @@ def train_group(
     active = (torch.arange(len(plan.rows)).unsqueeze(1) < plan.steps).to(device)
     ends = set(plan.steps.tolist()) if int(plan.steps.min()) < len(plan.rows) else set[int]()
     pulls = _pulls(held, start) if config.prox else []
-    finished = start.map(torch.clone) if ends else None
+    finished = _copy(start) if ends else None
     total = torch.zeros(group, device=device)
     for step in range(len(plan.rows)):
         if halted is not None and halted():
@@ -234,6 +235,12 @@ def _pulls(held: Adapter, start: Adapter) -> list[tuple[Tensor, Tensor]]:
     """Trained tensors, each with the point that FedProx pulls it back to."""
     origins = start.tensors()
     return [(tensor, origins[key]) for key, tensor in held.tensors().items() if tensor.requires_grad]
+
+
+def _copy(adapter: Adapter) -> Adapter:
+    """To be written into; laid out as what is trained."""
+    head = {name: tensor.clone() for name, tensor in adapter.head.items()}
+    return replace(adapter, sites=copied(adapter.sites), head=head)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedrot.blocks import FrozenPrefix, Recomputed, TokenHead, first_block, forward
 from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.alike import copied
 from fedrot.core.dropout import keep_mask
 from fedrot.core.linear import stacked_linear
 from fedrot.core.token_loss import TokenScores
@@ -147,11 +148,16 @@ class StackedModel:
             )
         self.fold.hold(residual, adapter.scale)
 
-        def leaf(tensor: Tensor, trained: bool) -> Tensor:
-            return tensor.detach().clone().requires_grad_() if trained else tensor.detach()
-
-        sites = {site: Factors(leaf(f.a, a), leaf(f.b, b)) for site, f in adapter.sites.items()}
-        held = Adapter(sites, {name: leaf(t, head) for name, t in adapter.head.items()}, adapter.scale)
+        own = copied(adapter.sites, a=a, b=b)
+        sites = {
+            site: Factors(f.a.detach().requires_grad_(a), f.b.detach().requires_grad_(b))
+            for site, f in own.items()
+        }
+        heads = {
+            name: t.detach().clone().requires_grad_() if head else t.detach()
+            for name, t in adapter.head.items()
+        }
+        held = Adapter(sites, heads, adapter.scale)
         for site, layer in self.layers.items():
             layer.a, layer.b = held.sites[site].a, held.sites[site].b
         for name, layer in self.dense.items():

@@ -76,7 +76,7 @@ def test_a_reflection_is_replaced_by_the_nearest_rotation_and_flagged(seed: int,
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("rank", [1, 2, 4, 16, 32])
+@pytest.mark.parametrize("rank", [1, 2, 4, 16, 32, 64])
 def test_polar_iteration_equals_the_float64_svd(dtype: torch.dtype, tolerance: float, rank: int) -> None:
     reference = normal(rank, rank, 256)
     matrix = ((reference + 0.5 * normal(rank + 1, 100, rank, 256)) @ reference.T).to(dtype)

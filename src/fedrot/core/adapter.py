@@ -27,13 +27,16 @@ class Factors:
     b: Tensor
 
     def __post_init__(self) -> None:
-        shapes = f"a {tuple(self.a.shape)}, b {tuple(self.b.shape)}"
-        if self.a.ndim < 2 or self.b.ndim < 2:
-            raise AdapterError(f"factors {shapes}: expected a (..., rank, d_in) and b (..., d_out, rank)")
-        if self.a.shape[-2] != self.b.shape[-1]:
-            raise AdapterError(f"factors {shapes}: expected a.shape[-2] == b.shape[-1] (the rank)")
-        if self.a.shape[:-2] != self.b.shape[:-2]:
-            raise AdapterError(f"factors {shapes}: expected equal leading dimensions; expand one of them")
+        a, b = self.a.shape, self.b.shape
+        if len(a) < 2 or len(b) < 2:
+            expected = "a (..., rank, d_in) and b (..., d_out, rank)"
+        elif a[-2] != b[-1]:
+            expected = "a.shape[-2] == b.shape[-1] (the rank)"
+        elif a[:-2] != b[:-2]:
+            expected = "equal leading dimensions; expand one of them"
+        else:
+            return
+        raise AdapterError(f"factors a {tuple(a)}, b {tuple(b)}: expected {expected}")
 
     @property
     def rank(self) -> int:

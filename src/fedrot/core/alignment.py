@@ -11,8 +11,10 @@ from torch.nn.functional import pad
 
 from fedrot.core import linalg
 from fedrot.core.adapter import Adapter, Factors
+from fedrot.core.alike import alike, batched
+from fedrot.core.grouped import correlate, turn_all
 from fedrot.core.polar import Group, full_precision, identity_like, widen
-from fedrot.core.procrustes import Anchor, Rotation, check_fit, check_options, correlation, rotate, solve
+from fedrot.core.procrustes import Anchor, Rotation, check_fit, check_options, correlation, solve, turn
 from fedrot.core.softening import Path
 from fedrot.errors import AdapterError
 
@@ -96,15 +98,17 @@ def correlations(trained: Adapter, reference: Adapter, anchor: Anchor) -> dict[s
     if not trained.sites or trained.sites.keys() != reference.sites.keys():
         unlike = sorted(trained.sites.keys() ^ reference.sites.keys())
         raise AdapterError(f"alignment: expected the same sites in both adapters; only one has {unlike[:3]}")
+    pairs = {site: (f, reference.sites[site]) for site, f in trained.sites.items()}
     found: dict[str, Tensor] = {}
-    for site, f in trained.sites.items():
-        ref = reference.sites[site]
-        ref = Factors(ref.a[..., : f.rank, :], ref.b[..., : f.rank])
-        check_fit(f, ref, f"alignment at site {site!r}")
+    for names in alike({site: (f.a, f.b, ref.a, ref.b) for site, (f, ref) in pairs.items()}):
+        f, ref = pairs[names[0]]
+        check_fit(f, _leading(ref, f.rank), f"alignment at site {names[0]!r}")
         with full_precision(f.a.device):
-            a, b, a_ref, b_ref = widen(f.a, f.b, ref.a, ref.b)
-            found[site] = correlation(a, b, a_ref, b_ref, anchor)
-    return found
+            if batched(f.a.device):
+                found |= zip(names, correlate([pairs[name] for name in names], anchor).unbind(), strict=True)
+            else:
+                found |= {name: _correlation(*pairs[name], anchor) for name in names}
+    return {site: found[site] for site in pairs}
 
 
 def client_correlations(clients: Sequence[Adapter], reference: Adapter, anchor: Anchor) -> dict[str, Tensor]:
@@ -113,7 +117,14 @@ def client_correlations(clients: Sequence[Adapter], reference: Adapter, anchor: 
     `r` is the reference's rank. Rotations of clients of smaller rank turn their own directions and leave the others.
     """
     each = [correlations(client, reference, anchor) for client in clients]
-    return {site: _batch([found[site] for found in each], reference.sites[site].rank) for site in each[0]}
+    ranks: dict[int, list[str]] = {}
+    for site in each[0]:
+        ranks.setdefault(reference.sites[site].rank, []).append(site)
+    found: dict[str, Tensor] = {}
+    for rank, names in ranks.items():
+        whole = torch.stack([_batch([own[name] for name in names], rank) for own in each], 1)
+        found |= zip(names, whole.unbind(), strict=True)
+    return {site: found[site] for site in each[0]}
 
 
 def solve_sites(found: Mapping[str, Tensor], strength: float, path: Path, group: Group) -> SiteRotation:
@@ -132,11 +143,32 @@ def solve_sites(found: Mapping[str, Tensor], strength: float, path: Path, group:
 @torch.no_grad()
 def apply(adapter: Adapter, rotation: SiteRotation) -> Adapter:
     """The adapter in its rotated frame; the products stay the same."""
+    matrices = dict(zip(adapter.sites, rotation.matrix.unbind(), strict=True))
     sites: dict[str, Factors] = {}
-    for (site, f), matrix in zip(adapter.sites.items(), rotation.matrix.unbind(), strict=True):
-        a, b = rotate(f.a, f.b, matrix[..., : f.rank, : f.rank])
-        sites[site] = Factors(a.to(f.a.dtype), b.to(f.b.dtype))
-    return replace(adapter, sites=sites)
+    for names in alike({site: (f.a, f.b) for site, f in adapter.sites.items()}):
+        group = [adapter.sites[name] for name in names]
+        with full_precision(group[0].a.device):
+            if batched(group[0].a.device):
+                sites |= zip(names, turn_all(group, [matrices[name] for name in names]), strict=True)
+            else:
+                sites |= {name: _turned(adapter.sites[name], matrices[name]) for name in names}
+    return replace(adapter, sites={site: sites[site] for site in adapter.sites})
+
+
+def _correlation(f: Factors, ref: Factors, anchor: Anchor) -> Tensor:
+    ref = _leading(ref, f.rank)
+    a, b, a_ref, b_ref = widen(f.a, f.b, ref.a, ref.b)
+    return correlation(a, b, a_ref, b_ref, anchor)
+
+
+def _turned(f: Factors, matrix: Tensor) -> Factors:
+    a, b = turn(f.a, f.b, matrix[..., : f.rank, : f.rank])
+    return Factors(a.to(f.a.dtype), b.to(f.b.dtype))
+
+
+def _leading(factors: Factors, rank: int) -> Factors:
+    """The first `rank` directions, or as many as there are."""
+    return Factors(factors.a[..., :rank, :], factors.b[..., :rank])
 
 
 def _batch(matrices: Sequence[Tensor], least: int = 0) -> Tensor:
@@ -146,7 +178,13 @@ def _batch(matrices: Sequence[Tensor], least: int = 0) -> Tensor:
     bordered by the identity, and its rank deficiency unchanged.
     """
     rank = max(least, *(m.shape[-1] for m in matrices))
-    return torch.stack([m if m.shape[-1] == rank else _bordered(m, rank) for m in matrices])
+    wide = list(matrices)
+    for own in {m.shape[-1] for m in matrices} - {rank}:
+        places = [place for place, m in enumerate(matrices) if m.shape[-1] == own]
+        bordered = _bordered(torch.stack([matrices[place] for place in places]), rank)
+        for place, matrix in zip(places, bordered.unbind(), strict=True):
+            wide[place] = matrix
+    return torch.stack(wide)
 
 
 def _bordered(matrix: Tensor, rank: int) -> Tensor:

@@ -55,8 +55,13 @@ def full_precision(device: torch.device) -> Generator[None]:
 
 def widen(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in float64 if one of them is, else in float32."""
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    dtype = wide_dtype(*tensors)
     return tuple(t.to(dtype) for t in tensors)
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if one of the tensors has it, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def identity_like(matrix: Tensor) -> Tensor:

@@ -87,8 +87,13 @@ def rotate(a: Tensor, b: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         Both in float64 if any argument is, else in float32.
     """
     with full_precision(a.device):
-        a, b, rotation = widen(a, b, rotation)
-        return rotation.mT @ a, b @ rotation
+        return turn(a, b, rotation)
+
+
+def turn(a: Tensor, b: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+    """`rotate`, for use within `full_precision`: switching takes longer than a small product."""
+    a, b, rotation = widen(a, b, rotation)
+    return rotation.mT @ a, b @ rotation
 
 
 @torch.no_grad()
@@ -150,16 +155,23 @@ def check_fit(trained: Factors, reference: Factors, where: str) -> None:
 def correlation(a: Tensor, b: Tensor, a_ref: Tensor, b_ref: Tensor, anchor: Anchor) -> Tensor:
     """The `(..., r, r)` matrix `M`; its rotation maximises `trace(R.T @ M)`. Zero if the reference is.
 
-    For `"joint"`, `a a_ref.T / ||a_ref||^2 + b.T b_ref / ||b_ref||^2`: the rotation then minimises
-    `||R.T a - a_ref||^2 / ||a_ref||^2 + ||b R - b_ref||^2 / ||b_ref||^2`.
+    For `"joint"` see there.
     """
     if anchor == "a":
         return a @ a_ref.mT
     if anchor == "b":
         return b.mT @ b_ref
+    return joint(a @ a_ref.mT, b.mT @ b_ref, a_ref, b_ref)
+
+
+def joint(by_a: Tensor, by_b: Tensor, a_ref: Tensor, b_ref: Tensor) -> Tensor:
+    """`a a_ref.T / ||a_ref||^2 + b.T b_ref / ||b_ref||^2` from the two products, `(..., r, r)`.
+
+    The rotation then minimises `||R.T a - a_ref||^2 / ||a_ref||^2 + ||b R - b_ref||^2 / ||b_ref||^2`.
+    """
     a_size, b_size = (ref.square().sum((-2, -1), keepdim=True) for ref in (a_ref, b_ref))
-    joint = (a @ a_ref.mT) / a_size + (b.mT @ b_ref) / b_size
-    return torch.where((a_size > 0) & (b_size > 0), joint, 0)
+    both = by_a / a_size + by_b / b_size
+    return torch.where((a_size > 0) & (b_size > 0), both, 0)
 
 
 def solve(correlations: Tensor, strength: float, path: Path, group: Group) -> Rotation:
