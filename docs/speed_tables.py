@@ -199,7 +199,7 @@ def scale(found: dict[str, Any]) -> str:
 SUITES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "alignment": (alignment, ("alignment", "alignment-cuda")),
     "stacked": (stacked, ("stacked-cpu", "stacked-cuda")),
-    "server": (server, ("server",)),
+    "server": (server, ("server", "server-cuda")),
     "peers": (peers, ("peers",)),
     "flower": (flower, ("flower",)),
     "deploy": (deploy, ("deploy",)),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from fedrot.config import parse_config
 from fedrot.methods import build
@@ -57,3 +58,16 @@ def test_bytes_of_an_8b_model_are_those_of_its_factors(load: Load) -> None:
         "2 h",
         "90 s",
     )
+
+
+def test_results_of_a_gpu_lie_beside_those_of_a_cpu(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = load("environment")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert environment.choose("auto") == torch.device("cpu")
+    with pytest.raises(SystemExit, match="--device cuda: no GPU"):
+        environment.choose("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert environment.choose("auto").type == "cuda"
+    assert environment.choose("cpu").type == "cpu"
+    stems = load("speed_tables").SUITES["server"][1]
+    assert stems == tuple(environment.results("server", torch.device(d)).stem for d in ("cpu", "cuda"))
