@@ -72,6 +72,21 @@ def stacked(found: dict[str, Any]) -> str:
     return markdown(rows)
 
 
+def step_profile(found: dict[str, Any]) -> str:
+    """Milliseconds a client-step of every part, one client at a time and stacked."""
+    runs = [(case["case"], run) for case in found["cases"] for run in case["runs"]]
+    rows: Rows = [["", *(f"{case}: {at_a_time(run['clients'])}" for case, run in runs)]]
+    for part, words in found["parts"].items():
+        rows.append([words, *(f"{run['milliseconds'][part]:.2f}" for _, run in runs)])
+    for key, words in (("profiled_milliseconds", "all"), ("plain_milliseconds", "without the profiler")):
+        rows.append([words, *(f"{run[key]:.2f}" for _, run in runs)])
+    return f"{markdown(rows)}\nMilliseconds of a client-step; {found['precision']}, {found['threads']} threads. "
+
+
+def at_a_time(clients: int) -> str:
+    return "one at a time" if clients == 1 else f"{clients} stacked"
+
+
 def server(found: dict[str, Any]) -> str:
     """Seconds by clients, the memory of the largest case, growth."""
     sizes = [case["clients"] for case in next(iter(found["methods"].values()))["cases"]]
@@ -199,6 +214,7 @@ def scale(found: dict[str, Any]) -> str:
 SUITES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "alignment": (alignment, ("alignment", "alignment-cuda")),
     "stacked": (stacked, ("stacked-cpu", "stacked-cuda")),
+    "step-profile": (step_profile, ("step_profile", "step_profile-cuda")),
     "server": (server, ("server", "server-cuda")),
     "peers": (peers, ("peers",)),
     "flower": (flower, ("flower",)),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from fedrot.config import parse_config
+from fedrot import client
+from fedrot.config import RunConfig, parse_config
+from fedrot.engines.setup import prepare
 from fedrot.methods import build
 
 ROOT = Path(__file__).parent.parent
@@ -71,3 +74,91 @@ def test_results_of_a_gpu_lie_beside_those_of_a_cpu(load: Load, monkeypatch: pyt
     assert environment.choose("cpu").type == "cpu"
     stems = load("speed_tables").SUITES["server"][1]
     assert stems == tuple(environment.results("server", torch.device(d)).stem for d in ("cpu", "cuda"))
+
+
+def event(name: str, own: float, parent: Any = None, number: int = -1, start: int = 0) -> Any:
+    return SimpleNamespace(
+        name=name,
+        self_cpu_time_total=own,
+        cpu_parent=parent,
+        sequence_nr=number,
+        scope=0,
+        device_type=SimpleNamespace(name="CPU"),
+        time_range=SimpleNamespace(start=start),
+    )
+
+
+def test_gradients_belong_to_what_they_are_gradients_of(load: Load) -> None:
+    attribution = load("attribution")
+    model, attention = event("part:elementwise", 9), event("part:attention", 9)
+    block = event("part:frozen", 9)
+    layer = event("part:stacked", 9, model)
+    back = {n: event(f"autograd::engine::evaluate_function: {n}", 9, number=k) for n, k in BACKWARD.items()}
+    events = [
+        *(model, attention, block, layer, *back.values()),
+        event("aten::mul", 1, model, number=7, start=1),
+        event("aten::softmax", 2, attention, number=7, start=2),
+        event("aten::addmm", 4, layer),
+        event("aten::bmm", 8, layer),
+        event("aten::addmm", 16, event("part:dense", 0, block)),
+        event("aten::softmax_backward", 32, back["SoftmaxBackward0"]),
+        event("aten::mm", 64, back["_StackedLinearBackward"]),
+        event("aten::bmm", 128, back["_StackedLinearBackward"]),
+        event("aten::add", 256, back["_StackedLinearBackward"]),
+        event("aten::_fused_adamw_", 512, event("Optimizer.step#AdamW.step", 9)),
+        event("aten::copy_", 1024, back["torch::autograd::AccumulateGrad"]),
+    ]
+    found = attribution.attribute(events, 4096.0, gpu=False)
+    assert found == {
+        **dict.fromkeys(attribution.PARTS, 0.0),
+        **{"elementwise": 1 + 256, "attention": 2 + 32, "base_forward": 4, "low_rank": 8 + 128},
+        **{"frozen": 16, "base_backward": 64, "optimiser": 512, "other": 1024, "between": 4096 - 2047},
+    }
+    with pytest.raises(ValueError, match="operations took 2047 of 1000"):
+        attribution.attribute(events, 1000.0, gpu=False)
+
+
+BACKWARD = {"SoftmaxBackward0": 7, "_StackedLinearBackward": 8, "torch::autograd::AccumulateGrad": -1}
+
+
+def test_parts_of_a_step_add_up_to_it(load: Load, recipe: Callable[..., RunConfig]) -> None:
+    profile = load("step_profile")
+    clip = client.clip_per_client
+    federation = prepare(
+        recipe(
+            lora__layers="last:1",
+            train__local_steps=3,
+            train__cache_frozen=False,
+            federation__clients=3,
+            federation__group_size=1,
+            federation__workers=1,
+        )
+    )
+    run = profile.once(federation, 3)
+    parts = run["milliseconds"]
+    assert sum(parts.values()) == pytest.approx(run["profiled_milliseconds"], abs=1e-3)
+    assert all(spent > 0 for part, spent in parts.items() if part != "other"), parts
+    assert client.clip_per_client is clip
+    assert not any("forward" in vars(module) for module in federation.base.module.modules())
+
+
+def test_table_of_a_profile_has_a_column_for_every_stack(load: Load) -> None:
+    runs = [
+        {"clients": size, "milliseconds": {"head": 1.5, "between": 2.25}}
+        | {"profiled_milliseconds": 3.75, "plain_milliseconds": 3.5}
+        for size in (1, 10)
+    ]
+    found = {
+        "parts": {"head": "head and loss", "between": "between operations"},
+        "cases": [{"case": "MiniLM", "runs": runs}],
+        "precision": "float32",
+        "threads": 2,
+    }
+    lines = load("speed_tables").step_profile(found).splitlines()
+    assert lines[0] == "|  | MiniLM: one at a time | MiniLM: 10 stacked |"
+    assert lines[2:6] == [
+        "| head and loss | 1.50 | 1.50 |",
+        "| between operations | 2.25 | 2.25 |",
+        "| all | 3.75 | 3.75 |",
+        "| without the profiler | 3.50 | 3.50 |",
+    ]
