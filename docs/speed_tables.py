@@ -60,15 +60,21 @@ def alignment(found: dict[str, Any]) -> str:
 
 
 def stacked(found: dict[str, Any]) -> str:
-    """Client-steps a second by group size."""
-    names = list(found["cases"][0]["client_steps_per_second"])
-    rows: Rows = [["layers adapted, batch", *names, "best against the plain loop"]]
+    """Client-steps a second by group size; where it was measured, the share of the rate of large products."""
+    names = list(dict.fromkeys(name for case in found["cases"] for name in case["client_steps_per_second"]))
+    shares = any("share_of_dense_rate" in case for case in found["cases"])
+    last = ["best against the plain loop", *(["best, share of the dense rate"] if shares else [])]
+    rows: Rows = [["layers adapted, batch", *names, *last]]
     for case in found["cases"]:
         rates = case["client_steps_per_second"]
         layers = case["targets"] if isinstance(case["targets"], str) else ", ".join(case["targets"])
-        times = max(case["times_plain_peft_loop"].values())
+        blocks = f", {case['blocks']} blocks" if case.get("blocks") else ""
+        whose = f"{case['shape']}{blocks}: " if "shape" in case else ""
         rates_shown = [f"{rates[name]:g}" if name in rates else "–" for name in names]
-        rows.append([f"{layers}, {case['batch']}", *rates_shown, f"{times:g}"])
+        ours = [name for name in rates if name != "plain PEFT loop"]
+        share = [f"{max(case['share_of_dense_rate'][name] for name in ours):.0%}"] if shares else []
+        times = max(case["times_plain_peft_loop"].values())
+        rows.append([f"{whose}{layers}, {case['batch']}", *rates_shown, f"{times:g}", *share])
     return markdown(rows)
 
 

@@ -162,3 +162,26 @@ def test_table_of_a_profile_has_a_column_for_every_stack(load: Load) -> None:
         "| all | 3.75 | 3.75 |",
         "| without the profiler | 3.50 | 3.50 |",
     ]
+
+
+def test_table_of_stacks_reads_results_with_and_without_a_dense_rate(load: Load) -> None:
+    table = load("speed_tables").stacked
+    old = {
+        "targets": ["query", "value"],
+        "batch": 4,
+        "client_steps_per_second": {"group_size 1": 10.0, "plain PEFT loop": 8.0},
+        "times_plain_peft_loop": {"group_size 1": 1.25, "plain PEFT loop": 1.0},
+    }
+    assert table({"cases": [old]}).splitlines()[2] == "| query, value, 4 | 10 | 8 | 1.25 |"
+    shares = {"group_size 1": 0.5, "group_size 8": 0.614, "plain PEFT loop": 0.9}
+    new = {
+        **old,
+        "shape": "roberta-large",
+        "blocks": 2,
+        "client_steps_per_second": {"group_size 1": 10.0, "group_size 8": 12.0, "plain PEFT loop": 8.0},
+        "share_of_dense_rate": shares,
+    }
+    small = {**new, "blocks": None, "client_steps_per_second": old["client_steps_per_second"]}
+    first, second = table({"cases": [small, new]}).splitlines()[2:]
+    assert first == "| roberta-large: query, value, 4 | 10 | 8 | – | 1.25 | 50% |"
+    assert second == "| roberta-large, 2 blocks: query, value, 4 | 10 | 8 | 12 | 1.25 | 61% |"
