@@ -124,7 +124,9 @@ def peers(found: dict[str, Any]) -> str:
     """One table for each job."""
     jobs = found["jobs"].items()
     tables = "\n".join(f"{job_words(name, job['job'])}\n\n{contest(job['contenders'])}" for name, job in jobs)
-    return f"{tables}\nMedians of {found['repeats']} repeats, interleaved. "
+    repeats = sorted({job.get("repeats", found.get("repeats")) for _, job in jobs})
+    told = "one repeat" if repeats == [1] else f"{' or '.join(map(str, repeats))} repeats, interleaved"
+    return f"{tables}\nMedians of {told}. "
 
 
 ADAPTED = {"all-layers": "query and value of all six blocks", "partial": "query and value of the last two blocks"}

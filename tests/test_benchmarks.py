@@ -30,7 +30,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 def test_every_job_of_the_contest_is_a_recipe(load: Load) -> None:
     contest = load("contest")
     for options in contest.JOBS.values():
-        config = parse_config(contest.recipe(**options, rounds=4, tiny=False))
+        config = parse_config(contest.recipe(**options, rounds=4, steps=2, tiny=False))
         assert config.federation.clients == options["clients"]
         assert config.train.cache_frozen == (options["layers"] != "all")
     assert {job for contender in contest.CONTENDERS.values() for job in contender.jobs} == set(contest.JOBS)
@@ -185,3 +185,18 @@ def test_table_of_stacks_reads_results_with_and_without_a_dense_rate(load: Load)
     first, second = table({"cases": [small, new]}).splitlines()[2:]
     assert first == "| roberta-large: query, value, 4 | 10 | 8 | – | 1.25 | 50% |"
     assert second == "| roberta-large, 2 blocks: query, value, 4 | 10 | 8 | 12 | 1.25 | 61% |"
+
+
+def test_repeats_are_added_only_to_those_of_the_same_job(load: Load) -> None:
+    peers = load("peers")
+    run = {"rounds": [3.0, 1.0, 2.0], "start_up": 5.0, "total": 11.0, "peak_mb": 7}
+    slow = {"rounds": [9.0, 4.0, 4.0], "start_up": 7.0, "total": 24.0, "peak_mb": 8}
+    found = peers.summarise([run, slow])
+    assert (found["seconds_a_round"], found["seconds_of_first_round"], found["peak_mb"]) == (3.0, 6.0, 8)
+    assert peers.summarise(found["runs"]) == found, "what is written is enough to go on from"
+    before = {"job": {"steps": 2}, "contenders": {"fedrot": {}, "plain": {}}}
+    peers.check_same("--add: partial", before, {"job": {"steps": 2}, "contenders": ["fedrot", "plain"]})
+    with pytest.raises(SystemExit, match=r"job was \{'steps': 2\}, now it is \{'steps': 5\}"):
+        peers.check_same("--add: partial", before, {"job": {"steps": 5}})
+    with pytest.raises(SystemExit, match=r"contenders was .* leave --add out"):
+        peers.check_same("--add: partial", before, {"contenders": ["fedrot"]})
