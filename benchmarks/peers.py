@@ -1,11 +1,13 @@
 """The same job in one run: our engine, a plain PEFT loop, pfl-research and Flower's simulation, on the CPU.
 
-    python benchmarks/peers.py [--repeats 3] [--rounds 4] [--tiny] [--only plain,fedrot] [--pfl-python PATH]
+    python benchmarks/peers.py [--jobs all-layers] [--repeats 1] [--add] [--rounds 4] [--steps 5] [--tiny]
+                               [--only plain,fedrot] [--pfl-python PATH]
 
 MiniLM, rank 4, query and value, tweets over skewed clients, AdamW, all clients counting alike. Every contender is a
 script of `peers/`, runs in processes of its own, and gets the same tokens, draws, model and initial adapter; how a
 framework batches, sends and averages is its own. Repeats are interleaved, so that a busy machine slows all alike.
-Seconds a round are the median over all rounds but each run's first; start-up is everything before the first round.
+A repeat takes minutes: `--add` puts further ones, and further jobs, beside those that the file has. Seconds a round
+are the median over all rounds but each run's first; start-up is everything before the first round.
 What each has trained is evaluated here, by one function.
 
 pfl-research (`pip install pfl==0.6.0`) brings pins of its own; `--pfl-python` names the Python of another environment
@@ -60,7 +62,7 @@ def once(name: str, folder: Path, out: Path, pfl_python: str) -> dict[str, Any]:
         raise SystemExit(f"{name} ended with status {status}:\n{log.read_text('utf-8')[-4000:]}")
     found = json.loads((out / "result.json").read_text("utf-8"))
     marks = found.pop("marks")
-    rounds = [later - earlier for earlier, later in itertools.pairwise(marks)]
+    rounds = [round(later - earlier, 4) for earlier, later in itertools.pairwise(marks)]
     return {**found, "start_up": marks[0], "rounds": rounds, "total": marks[-1], "peak_mb": peak}
 
 
@@ -77,6 +79,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "total_seconds": round(statistics.median(run["total"] for run in runs), 2),
         "peak_mb": max(run["peak_mb"] for run in runs),
         **({"bytes_up_a_round": runs[0]["bytes_up"]} if "bytes_up" in runs[0] else {}),
+        "runs": runs,
     }
 
 
@@ -101,12 +104,21 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor], start: dict[str, Ten
     return (gap / moved) ** 0.5
 
 
-def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All contenders on one job, their repeats interleaved."""
-    build(folder / "job", recipe(**JOBS[name], rounds=options.rounds, tiny=options.tiny))
+def measure(
+    name: str, options: argparse.Namespace, folder: Path, before: dict[str, Any] | None
+) -> dict[str, Any]:
+    """All contenders on one job, their repeats interleaved, beside the repeats made before."""
+    settings = recipe(**JOBS[name], rounds=options.rounds, steps=options.steps, tiny=options.tiny)
+    build(folder / "job", settings)
     job = Job(folder / "job")
+    facts = job.facts | {"model": "MiniLM-L6"}
     chosen = [contender for contender in options.only if name in CONTENDERS[contender].jobs]
     runs: dict[str, list[dict[str, Any]]] = {contender: [] for contender in chosen}
+    if before is not None:
+        check_same(f"--add: {name}", before, {"job": facts, "contenders": chosen})
+        if "repeats" not in before:
+            raise SystemExit(f"--add: {name} was written without its repeats; leave --add out to begin anew")
+        runs = {contender: list(before["contenders"][contender]["runs"]) for contender in chosen}
     for repeat in range(options.repeats):
         for contender in chosen:
             found = once(contender, job.folder, folder / f"{contender}-{repeat}", options.pfl_python)
@@ -123,7 +135,15 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
             table[contender]["apart_from_plain"] = float(f"{apart(end, ends['plain'], start):.2g}")
         if contender != "fedrot" and "fedrot" in table:
             table[contender] |= ratios(table["fedrot"], table[contender], CONTENDERS[contender].target)
-    return {"job": job.facts | {"model": "MiniLM-L6"}, "contenders": table}
+    return {"job": facts, "repeats": len(runs[chosen[0]]), "contenders": table}
+
+
+def check_same(what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises SystemExit where repeats of before and of now are not of the same thing."""
+    for key, value in now.items():
+        was = list(before[key]) if isinstance(value, list) else before[key]
+        if was != value:
+            raise SystemExit(f"{what}: {key} was {was}, now it is {value}; leave --add out to begin anew")
 
 
 def ratios(ours: dict[str, Any], theirs: dict[str, Any], target: float | None) -> dict[str, Any]:
@@ -151,8 +171,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--add", action="store_true", help="keep the repeats and jobs that --out has")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5, help="local steps")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that the scripts work")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(CONTENDERS))
     parser.add_argument("--jobs", type=lambda text: text.split(","), default=list(JOBS))
@@ -168,14 +190,18 @@ def main() -> None:
         "threads": THREADS,
         "omp_wait_policy": "passive",
         "seed": SEED,
-        "repeats": options.repeats,
         "jobs": {},
     }
     if "pfl" in options.only:
         report["versions"]["pfl"] = version_of_pfl(options.pfl_python)
+    if options.add and options.out.exists():
+        before = json.loads(options.out.read_text("utf-8"))
+        check_same("--add", before, {key: report[key] for key in ("versions", "device", "cpus", "seed")})
+        report["jobs"] = before["jobs"]
+        report["load_average"] = max(report["load_average"], before["load_average"])
     for name in options.jobs:
         with tempfile.TemporaryDirectory() as folder:
-            report["jobs"][name] = measure(name, options, Path(folder))
+            report["jobs"][name] = measure(name, options, Path(folder), report["jobs"].get(name))
         report["load_average_after"] = round(os.getloadavg()[0], 1)
         write(options.out, report)  # each job as it is done: the next one takes minutes
 

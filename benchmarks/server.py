@@ -1,11 +1,12 @@
 """What the server's step costs by the number of clients: seconds, memory and how both grow, for every method.
 
-    python benchmarks/server.py [--sizes 10,100,1000,10000] [--only fedit,fedrot] [--repeats 3]
+    python benchmarks/server.py [--sizes 10,100,1000,10000] [--only fedit] [--only fedrot] [--repeats 3] [--device auto]
 
 Factors of MiniLM's last two layers, query and value, rank 4: four sites, 49 kB a client in float32, of clients that
 drifted from a shared reference. Each method and number of clients has a process of its own. Uploads lie in memory, as
-in a simulation, and are not counted: memory is what the peak of the process rose by during the step. `measure` is
-what the engine reports of a round beside: the aggregation error of averaging, in float64 or held to its precision.
+in a simulation, and are not counted: memory is what the peak of the process rose by during the step. On a GPU they
+lie in its memory, and the peak is that of torch's allocator. `measure` is what the engine reports of a round beside:
+the aggregation error of averaging, in float64 or held to its precision.
 
 `averaging` streams uploads of real size, Llama-3-8B with query and value at rank 16, through `fedit`: eight different
 ones in turn, loaded when they are asked for. Its gigabytes a second are what `docs/scale.md` reckons with.
@@ -22,13 +23,12 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment, write
+from environment import choose, clock, environment, results, write
 
 from fedrot.core import Adapter, Factors, adapter_aggregation_error, generator
 from fedrot.methods import MethodState, Update, build, methods
@@ -46,18 +46,24 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 MEASURE = "measure"
 
 
-def federation(count: int) -> tuple[Adapter, list[Adapter]]:
-    """A reference, and clients that drifted from it; they are views of one tensor a factor."""
+def federation(count: int, device: torch.device) -> tuple[Adapter, list[Adapter]]:
+    """A reference, and clients that drifted from it; they are views of one tensor a factor.
+
+    The numbers are the same on every device: a CPU draws them.
+    """
     noise = generator(SEED, "server", count)
     shapes = {f"site.{i}": ((RANK, WIDTH), (WIDTH, RANK)) for i in range(SITES)}
     sites = {
-        name: Factors(*(torch.randn(shape, generator=noise) for shape in pair))
+        name: Factors(*(torch.randn(shape, generator=noise).to(device) for shape in pair))
         for name, pair in shapes.items()
     }
     reference = Adapter(sites)
     stacks = {
         name: Factors(
-            *(torch.randn(count, *t.shape, generator=noise).mul_(DRIFT).add_(t) for t in (f.a, f.b))
+            *(
+                torch.randn(count, *t.shape, generator=noise).to(device).mul_(DRIFT).add_(t)
+                for t in (f.a, f.b)
+            )
         )
         for name, f in sites.items()
     }
@@ -84,28 +90,31 @@ def turns(adapters: Sequence[Adapter], count: int) -> Sequence[Update]:
     return Loading(lambda index: Update(index, adapters[index % len(adapters)], 1.0), count)
 
 
-def averaging(count: int = 64) -> dict[str, Any]:
+def averaging(device: torch.device, count: int = 64) -> dict[str, Any]:
     """Gigabytes of uploads averaged a second, in this process, and the memory it takes in uploads."""
     noise = generator(SEED, "averaging")
 
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=noise).to(device)
+
     def adapter() -> Adapter:
         def site(d_out: int) -> Factors:
-            return Factors(torch.randn(16, 4096, generator=noise), torch.randn(d_out, 16, generator=noise))
+            return Factors(normal(16, 4096), normal(d_out, 16))
 
         return Adapter({f"{i}.{name}": site(d) for i in range(32) for name, d in (("q", 4096), ("v", 1024))})
 
     adapters = [adapter() for _ in range(8)]
     method, bytes_each = build("fedit", {}, SEED), sum(t.nbytes for t in adapters[0].tensors().values())
-    step("fedit", *federation(3))()
-    before, start = forget_peak(), time.perf_counter()
+    step("fedit", *federation(3, device))()
+    before, start = forget_peak(device), clock(device)
     method.aggregate(turns(adapters, count), adapters[0], MethodState(), 2)
-    seconds = time.perf_counter() - start
+    seconds = clock(device) - start
     return {
         "uploads": count,
         "upload_mb": round(bytes_each / 1e6, 1),
         "seconds": round(seconds, 3),
         "gigabytes_a_second": round(count * bytes_each / 1e9 / seconds, 2),
-        "memory_in_uploads": round((held("VmHWM") - before) * 1e6 / bytes_each, 2),
+        "memory_in_uploads": round((peak(device) - before) * 1e6 / bytes_each, 2),
     }
 
 
@@ -115,28 +124,36 @@ def held(kind: str) -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) * 1024 / 1e6
 
 
-def forget_peak() -> float:
-    """Start measuring the peak anew (Linux); the megabytes held now."""
+def forget_peak(device: torch.device) -> float:
+    """Start measuring the peak anew (of a process on Linux, or of a GPU's allocator); the megabytes held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 1e6
     Path("/proc/self/clear_refs").write_text("5", "utf-8")
     return held("VmRSS")
 
 
-def one(variant: str, count: int, repeats: int) -> dict[str, Any]:
+def peak(device: torch.device) -> float:
+    """The most megabytes held since `forget_peak`."""
+    return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else held("VmHWM")
+
+
+def one(variant: str, count: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """One method with so many clients, in this process."""
-    warm = step(variant, *federation(3))
+    warm = step(variant, *federation(3, device))
     warm()
-    reference, clients = federation(count)
+    reference, clients = federation(count, device)
     run = step(variant, reference, clients)
-    before, times = forget_peak(), list[float]()
+    before, times = forget_peak(device), list[float]()
     while len(times) < repeats and sum(times) < 20:
-        start = time.perf_counter()
+        start = clock(device)
         run()
-        times.append(time.perf_counter() - start)
+        times.append(clock(device) - start)
     return {
         "clients": count,
         "seconds": statistics.median(times),
         "repeats": len(times),
-        "memory_mb": round(held("VmHWM") - before, 1),
+        "memory_mb": round(peak(device) - before, 1),
     }
 
 
@@ -176,20 +193,23 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=every, help="a method; may be repeated")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto", help="auto is the first GPU if there is one")
     parser.add_argument("--averaging", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "CLIENTS"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULTS / "server.json")
+    parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    device = choose(options.device)
     if options.averaging:
-        print(json.dumps(averaging()))
+        print(json.dumps(averaging(device)))
         return
     if options.one:
-        print(json.dumps(one(options.one[0], int(options.one[1]), options.repeats)))
+        print(json.dumps(one(options.one[0], int(options.one[1]), options.repeats, device)))
         return
+    common = ("--threads", str(options.threads), "--device", str(device))
     report: dict[str, Any] = {
         "benchmark": "server",
-        **environment(torch.device("cpu")),
+        **environment(device),
         "seed": SEED,
         "shape": {
             "sites": SITES,
@@ -197,17 +217,16 @@ def main() -> None:
             "rank": RANK,
             "bytes_a_client": SITES * 2 * WIDTH * RANK * 4,
         },
-        "averaging": in_process("--averaging", "--threads", str(options.threads)),
+        "averaging": in_process("--averaging", *common),
         "methods": {},
     }
     for variant in options.only or every:
         cases: list[dict[str, Any]] = []
         for count in options.sizes:
-            size = ["--repeats", str(options.repeats), "--threads", str(options.threads)]
-            cases.append(in_process("--one", variant, str(count), *size))
+            cases.append(in_process("--one", variant, str(count), "--repeats", str(options.repeats), *common))
         report["methods"][variant] = {"cases": cases, "growth": growth(cases)}
         print(variant, json.dumps(report["methods"][variant]), flush=True)
-    write(options.out, report)
+    write(options.out or results("server", device), report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a server step costs: every method, the SVD, the refit, the aggregation error, and memory while streaming.
 
     python benchmarks/server_step.py [--threads 2] [--repeats 5] [--only svd,refit,error,streaming,methods]
-                                     [--tiny] [--out FILE]
+                                     [--device auto] [--tiny] [--out FILE]
 
 Parts, each on synthetic float32 factors of clients that drifted from a shared reference:
 
@@ -11,7 +11,7 @@ Parts, each on synthetic float32 factors of clients that drifted from a shared r
 - `refit`: one step from either start against plain averaging of the same clients, sites of 4096 x 4096.
 - `error`: the aggregation error of 50 clients at such a site.
 - `streaming`: averaging 100, 1,000 and 10,000 uploads that are made when asked for, each in a process of its own:
-  seconds, and by how much the peak resident memory grew.
+  seconds, and by how much the peak resident memory grew (on a GPU: that of torch's allocator).
 - `methods`: `aggregate` of every method with 10, 100 and 1,000 clients.
 
 Repeats alternate between rivals, so that a busy machine slows them alike; minima and medians are reported. The
@@ -26,14 +26,13 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment, write
+from environment import choose, clock, environment, results, write
 from torch import Tensor
 
 from fedrot.core import Adapter, Factors, adapter_aggregation_error, generator
@@ -61,19 +60,25 @@ class Size:
 TINY = Size(128, 4, 12, 2, (10, 40), 2, (3, 12), 48)
 
 
-def draw(width: int, rank: int, sites: int, count: int, drift: float | None) -> tuple[Adapter, list[Adapter]]:
-    """A reference and clients that drifted from it; without a drift, clients that share nothing."""
+def draw(
+    width: int, rank: int, sites: int, count: int, drift: float | None, device: torch.device
+) -> tuple[Adapter, list[Adapter]]:
+    """A reference and clients that drifted from it; without a drift, clients that share nothing.
+
+    The numbers are the same on every device: a CPU draws them.
+    """
     noise = generator(SEED, f"{width}/{rank}/{sites}/{count}/{drift}")
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=noise)
+        return torch.randn(*shape, generator=noise).to(device)
 
     reference = Adapter(
         {f"{site}": Factors(normal(rank, width), normal(width, rank)) for site in range(sites)}
     )
     if drift is None:
         return reference, [reference.map(lambda t: normal(*t.shape)) for _ in range(count)]
-    return reference, [reference.map(lambda t: t + drift * normal(*t.shape)) for _ in range(count)]
+    apart = drift
+    return reference, [reference.map(lambda t: t + apart * normal(*t.shape)) for _ in range(count)]
 
 
 def step(
@@ -85,15 +90,17 @@ def step(
     return lambda: method.aggregate(updates, received, MethodState(), 2)[0]
 
 
-def clocked(rivals: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
+def clocked(
+    rivals: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, dict[str, float]]:
     """Minimum and median seconds of each; the first, uncounted round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for repeat in range(repeats + 1):
         for name, run in rivals.items():
-            start = time.perf_counter()
+            start = clock(device)
             result = run()
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock(device) - start)
             del result
     return {
         name: {"minimum_seconds": min(times), "median_seconds": statistics.median(times)}
@@ -106,20 +113,20 @@ def truncated_svd(product: Tensor, rank: int) -> Tensor:
     return (u[:, :rank] * s[:rank]) @ vh[:rank]
 
 
-def svd(size: Size, repeats: int) -> list[dict[str, Any]]:
+def svd(size: Size, repeats: int, device: torch.device) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for spectrum, drift in (("falling", 0.3), ("flat", None)):
-        received, clients = draw(size.width, size.rank, 1, size.clients, drift)
+        received, clients = draw(size.width, size.rank, 1, size.clients, drift, device)
         run = step("flexlora", clients, received)
-        times = clocked({"flexlora": run}, repeats)["flexlora"]
+        times = clocked({"flexlora": run}, repeats, device)["flexlora"]
         f = run().sites["0"]
         stacked = (
             torch.cat([c.sites["0"].b for c in clients], 1),
             torch.cat([c.sites["0"].a for c in clients]),
         )
-        start = time.perf_counter()
+        start = clock(device)
         single = truncated_svd(stacked[0] @ stacked[1] / size.clients, size.rank)
-        dense = time.perf_counter() - start
+        dense = clock(device) - start
         exact = truncated_svd(stacked[0].double() @ stacked[1].double() / size.clients, size.rank)
         results.append(
             {
@@ -135,26 +142,27 @@ def svd(size: Size, repeats: int) -> list[dict[str, Any]]:
     return results
 
 
-def refit(size: Size, repeats: int) -> dict[str, Any]:
-    received, clients = draw(size.width, size.rank, size.sites, size.clients, 0.3)
+def refit(size: Size, repeats: int, device: torch.device) -> dict[str, Any]:
+    received, clients = draw(size.width, size.rank, size.sites, size.clients, 0.3, device)
     rivals = {
         "average": step("fedit", clients, received),
         "reference": step("fedit", clients, received, refit=1),
         "mean": step("fedit", clients, received, refit=1, start="mean"),
     }
-    times: dict[str, Any] = dict(clocked(rivals, repeats))
+    times: dict[str, Any] = dict(clocked(rivals, repeats, device))
     for start in ("reference", "mean"):
         ratio = times[start]["median_seconds"] / times["average"]["median_seconds"]
         times[f"{start}_over_average"] = round(ratio, 2)
     return times
 
 
-def error(size: Size, repeats: int) -> dict[str, Any]:
-    _, clients = draw(size.width, size.rank, 1, size.clients, 0.3)
+def error(size: Size, repeats: int, device: torch.device) -> dict[str, Any]:
+    _, clients = draw(size.width, size.rank, 1, size.clients, 0.3, device)
     weights = [1.0] * size.clients
     found = adapter_aggregation_error(clients, weights)
     exact = adapter_aggregation_error([c.map(Tensor.double) for c in clients], weights)
-    times = clocked({"error": lambda: adapter_aggregation_error(clients, weights)}, repeats)["error"]
+    rivals = {"error": lambda: adapter_aggregation_error(clients, weights)}
+    times = clocked(rivals, repeats, device)["error"]
     off = abs(float(found.absolute / exact.absolute) - 1)
     return {**times, "relative_difference_from_float64": off}
 
@@ -164,29 +172,36 @@ def made(reference: Adapter, count: int) -> Sequence[Update]:
     return Loading(lambda index: Update(index, reference.map(lambda t: t * (1 + index / count)), 1.0), count)
 
 
-def stream(size: Size, count: int) -> dict[str, Any]:
+def peak(device: torch.device) -> float:
+    """The most megabytes that this process has held, or torch's allocator on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def stream(size: Size, count: int, device: torch.device) -> dict[str, Any]:
     """In a process of its own: average `count` uploads."""
-    received, _ = draw(size.federation_width, size.rank, size.streamed_sites, 0, None)
+    received, _ = draw(size.federation_width, size.rank, size.streamed_sites, 0, None, device)
     method = build("fedit", {}, SEED)
     method.aggregate(made(received, 3), received, MethodState(), 2)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = peak(device), clock(device)
     mean, _ = method.aggregate(made(received, count), received, MethodState(), 2)
+    seconds, growth = clock(device) - start, peak(device) - before
     expected = 1 + (count - 1) / (2 * count)
     assert torch.allclose(mean.sites["0"].a, received.sites["0"].a * expected, rtol=1e-4)
     return {
         "clients": count,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         "upload_megabytes": round(sum(t.nbytes for t in received.tensors().values()) / 1e6, 2),
-        "peak_growth_megabytes": round(
-            (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6, 2
-        ),
+        "peak_growth_megabytes": round(growth, 2),
     }
 
 
-def streaming(size: Size, threads: int) -> list[dict[str, Any]]:
+def streaming(size: Size, threads: int, device: torch.device) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for count in size.streamed:
-        command = [sys.executable, __file__, "--threads", str(threads), "--stream", str(count)]
+        command = [sys.executable, __file__, "--threads", str(threads), "--device", str(device)]
+        command += ["--stream", str(count)]
         command += ["--tiny"] if size is TINY else []
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         results.append(json.loads(done.stdout))
@@ -194,15 +209,15 @@ def streaming(size: Size, threads: int) -> list[dict[str, Any]]:
     return results
 
 
-def every_method(size: Size, repeats: int) -> list[dict[str, Any]]:
+def every_method(size: Size, repeats: int, device: torch.device) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     for count in size.federation:
-        received, clients = draw(size.federation_width, size.rank, size.sites, count, 0.3)
+        received, clients = draw(size.federation_width, size.rank, size.sites, count, 0.3, device)
         rivals: dict[str, Callable[[], object]] = {n: step(n, clients, received) for n in methods()}
         rivals["fedit, refit"] = step("fedit", clients, received, refit=1)
         rivals["fedrot, consensus"] = step("fedrot", clients, received, reference="consensus")
         rivals["fedrot, guard"] = step("fedrot", clients, received, guard=True)
-        for name, times in clocked(rivals, min(repeats, 3)).items():
+        for name, times in clocked(rivals, min(repeats, 3), device).items():
             results.append({"method": name, "clients": count, **times})
             print(json.dumps(results[-1]), flush=True)
     return results
@@ -215,28 +230,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--device", default="auto", help="auto is the first GPU if there is one")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that the script works")
     parser.add_argument("--stream", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULTS / "server_step.json")
+    parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    device = choose(arguments.device)
     size = TINY if arguments.tiny else Size()
     if arguments.stream:
-        print(json.dumps(stream(size, arguments.stream)))
+        print(json.dumps(stream(size, arguments.stream, device)))
         return
     runs: dict[str, Callable[[], Any]] = {
-        "svd": lambda: svd(size, arguments.repeats),
-        "refit": lambda: refit(size, arguments.repeats),
-        "error": lambda: error(size, arguments.repeats),
-        "streaming": lambda: streaming(size, arguments.threads),
-        "methods": lambda: every_method(size, arguments.repeats),
+        "svd": lambda: svd(size, arguments.repeats, device),
+        "refit": lambda: refit(size, arguments.repeats, device),
+        "error": lambda: error(size, arguments.repeats, device),
+        "streaming": lambda: streaming(size, arguments.threads, device),
+        "methods": lambda: every_method(size, arguments.repeats, device),
     }
     chosen = arguments.only.split(",")
     if unknown := [part for part in chosen if part not in runs]:
         parser.error(f"--only {unknown[0]}: expected some of {', '.join(PARTS)}")
     report: dict[str, Any] = {
         "benchmark": "server_step",
-        **environment(torch.device("cpu")),
+        **environment(device),
         "seed": SEED,
         "repeats": arguments.repeats,
         "size": {name: getattr(size, name) for name in Size.__dataclass_fields__},
@@ -244,7 +261,7 @@ def main() -> None:
     for part in chosen:
         report[part] = runs[part]()
         print(json.dumps({part: report[part]}, indent=2), flush=True)
-    write(arguments.out, report)
+    write(arguments.out or results("server_step", device), report)
 
 
 if __name__ == "__main__":

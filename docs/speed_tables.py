@@ -60,16 +60,37 @@ def alignment(found: dict[str, Any]) -> str:
 
 
 def stacked(found: dict[str, Any]) -> str:
-    """Client-steps a second by group size."""
-    names = list(found["cases"][0]["client_steps_per_second"])
-    rows: Rows = [["layers adapted, batch", *names, "best against the plain loop"]]
+    """Client-steps a second by group size; where it was measured, the share of the rate of large products."""
+    names = list(dict.fromkeys(name for case in found["cases"] for name in case["client_steps_per_second"]))
+    shares = any("share_of_dense_rate" in case for case in found["cases"])
+    last = ["best against the plain loop", *(["best, share of the dense rate"] if shares else [])]
+    rows: Rows = [["layers adapted, batch", *names, *last]]
     for case in found["cases"]:
         rates = case["client_steps_per_second"]
         layers = case["targets"] if isinstance(case["targets"], str) else ", ".join(case["targets"])
-        times = max(case["times_plain_peft_loop"].values())
+        blocks = f", {case['blocks']} blocks" if case.get("blocks") else ""
+        whose = f"{case['shape']}{blocks}: " if "shape" in case else ""
         rates_shown = [f"{rates[name]:g}" if name in rates else "–" for name in names]
-        rows.append([f"{layers}, {case['batch']}", *rates_shown, f"{times:g}"])
+        ours = [name for name in rates if name != "plain PEFT loop"]
+        share = [f"{max(case['share_of_dense_rate'][name] for name in ours):.0%}"] if shares else []
+        times = max(case["times_plain_peft_loop"].values())
+        rows.append([f"{whose}{layers}, {case['batch']}", *rates_shown, f"{times:g}", *share])
     return markdown(rows)
+
+
+def step_profile(found: dict[str, Any]) -> str:
+    """Milliseconds a client-step of every part, one client at a time and stacked."""
+    runs = [(case["case"], run) for case in found["cases"] for run in case["runs"]]
+    rows: Rows = [["", *(f"{case}: {at_a_time(run['clients'])}" for case, run in runs)]]
+    for part, words in found["parts"].items():
+        rows.append([words, *(f"{run['milliseconds'][part]:.2f}" for _, run in runs)])
+    for key, words in (("profiled_milliseconds", "all"), ("plain_milliseconds", "without the profiler")):
+        rows.append([words, *(f"{run[key]:.2f}" for _, run in runs)])
+    return f"{markdown(rows)}\nMilliseconds of a client-step; {found['precision']}, {found['threads']} threads. "
+
+
+def at_a_time(clients: int) -> str:
+    return "one at a time" if clients == 1 else f"{clients} stacked"
 
 
 def server(found: dict[str, Any]) -> str:
@@ -103,7 +124,9 @@ def peers(found: dict[str, Any]) -> str:
     """One table for each job."""
     jobs = found["jobs"].items()
     tables = "\n".join(f"{job_words(name, job['job'])}\n\n{contest(job['contenders'])}" for name, job in jobs)
-    return f"{tables}\nMedians of {found['repeats']} repeats, interleaved. "
+    repeats = sorted({job.get("repeats", found.get("repeats")) for _, job in jobs})
+    told = "one repeat" if repeats == [1] else f"{' or '.join(map(str, repeats))} repeats, interleaved"
+    return f"{tables}\nMedians of {told}. "
 
 
 ADAPTED = {"all-layers": "query and value of all six blocks", "partial": "query and value of the last two blocks"}
@@ -254,7 +277,8 @@ def language(found: dict[str, Any]) -> str:
 SUITES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "alignment": (alignment, ("alignment", "alignment-cuda")),
     "stacked": (stacked, ("stacked-cpu", "stacked-cuda")),
-    "server": (server, ("server",)),
+    "step-profile": (step_profile, ("step_profile", "step_profile-cuda")),
+    "server": (server, ("server", "server-cuda")),
     "server-step": (server_step, ("server_step", "server_step_svd")),
     "growth": (growth, ("growth",)),
     "language": (language, ("language-cpu", "language-cuda")),

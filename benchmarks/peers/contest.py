@@ -58,7 +58,7 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe(layers: str, clients: int, fraction: float, rounds: int, tiny: bool) -> dict[str, Any]:
+def recipe(layers: str, clients: int, fraction: float, rounds: int, steps: int, tiny: bool) -> dict[str, Any]:
     """Tweets over clients with skewed labels; where frozen layers lie below the adapted ones, their states are kept."""
     return {
         "seed": SEED,
@@ -74,7 +74,7 @@ def recipe(layers: str, clients: int, fraction: float, rounds: int, tiny: bool) 
         "partition": {"kind": "dirichlet", "alpha": 1.0, "min_size": 2},
         "method": {"name": "fedit"},
         "train": {
-            "local_steps": 1 if tiny else 2,
+            "local_steps": 1 if tiny else steps,
             "batch_size": 8,
             "device": "cpu",
             "cache_frozen": layers != "all",
