@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -166,6 +167,24 @@ def test_resumed_run_equals_uninterrupted_run(recipe: Make, tmp_path: Path, refe
     assert without_clock(read_metrics(tmp_path / "part")) == without_clock(whole.records)
     assert adapter_bytes(tmp_path / "part") == adapter_bytes(tmp_path / "whole")
     assert resumed.summary["interrupted"] is False
+
+
+def test_finished_rounds_without_a_checkpoint_are_not_started_over(recipe: Make, tmp_path: Path) -> None:
+    run(recipe(federation__rounds=1), out=tmp_path / "run")
+    before = read_metrics(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    with pytest.raises(OutputError, match=r"no checkpoint, but metrics.jsonl has 1 finished rounds"):
+        run(recipe(federation__rounds=2), out=tmp_path / "run", resume=True)
+    assert read_metrics(tmp_path / "run") == before
+
+
+def test_a_model_folder_without_its_tokenizer_is_refused(
+    recipe: Make, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    with pytest.raises(ModelError, match="special tokens and no other; save the model's tokenizer there"):
+        run(recipe(model__path=str(folder)), out=tmp_path / "run")
 
 
 def test_kill_nine_at_any_moment_and_resume(recipe: Make, tmp_path: Path) -> None:

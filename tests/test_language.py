@@ -227,7 +227,9 @@ def test_a_run_ends_in_an_adapter_that_peft_loads(spoken: Make, tmp_path: Path) 
     assert result.summary["metric"] == {"name": "perplexity", "better": "lower"}
     best = min(result.records, key=lambda record: record["validation_perplexity"])
     assert result.summary["best_validation_round"] == best["round"]
-    assert (tmp_path / "run" / "report.html").exists()
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "fedrot.load_base_for" in page
+    assert "ForSequenceClassification" not in page
     settings = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert settings["task_type"] == "CAUSAL_LM"
     federation = prepare(config)

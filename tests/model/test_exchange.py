@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,17 @@ def test_a_run_refuses_an_adapter_of_unequal_ranks_and_says_what_helps(
     lora = LoraSettings(rank=3, target_modules=["query", "value"])
     save_peft(tmp_path, drawn(base, lora, uneven=True, residual=False), base, lora, {})
     with pytest.raises(ModelError, match=r"rank_pattern names 4 of them.*fedrot merge .* --rank 3 --out NEW"):
+        load_peft(tmp_path, base, lora)
+
+
+def test_a_run_refuses_an_adapter_with_a_trained_module_that_the_recipe_does_not_train(
+    base: BaseModel, tmp_path: Path
+) -> None:
+    lora = LoraSettings(rank=3, target_modules=["query", "value"])
+    adapter = drawn(base, lora, uneven=False, residual=False)
+    more = replace(adapter, head={**adapter.head, "bert.pooler.dense.bias": torch.ones(4)})
+    save_peft(tmp_path, more, base, lora, {})
+    with pytest.raises(ModelError, match=r"holds 'bert\.pooler\.dense\.bias' .* lora\.modules_to_save"):
         load_peft(tmp_path, base, lora)
 
 

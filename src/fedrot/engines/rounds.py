@@ -71,6 +71,11 @@ def run_rounds(
     for note in federation.notes:
         observer.note(note)
     checkpoint = load_checkpoint(run.checkpoint) if resume else None
+    if resume and checkpoint is None and (finished := len(run.records())):
+        raise OutputError(
+            f"'{run.checkpoint}': no checkpoint, but {run.metrics.name} has {finished} finished rounds, which starting "
+            "over would overwrite; put the folder back, or start a new run with another --out"
+        )
     done, asked = checkpoint.state.round if checkpoint else 0, config.federation.rounds
     if done > asked:
         raise OutputError(

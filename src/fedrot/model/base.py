@@ -214,6 +214,12 @@ def _read(
     if kind == VISION:
         return read_vision(config.path, files, len(labels), options)
     tokenizer = transformers.AutoTokenizer.from_pretrained(files.path, **files.options)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # transformers makes one of nothing for some models, and every text becomes unknown tokens.
+        raise ModelError(
+            f"model.path = {config.path!r}: its tokenizer knows {len(tokenizer)} special tokens and no other; save the "
+            "model's tokenizer there, too (`tokenizer.save_pretrained`)"
+        )
     if kind == LANGUAGE:
         settings = transformers.AutoConfig.from_pretrained(files.path, **files.options)
         seq2seq, causal = transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForCausalLM

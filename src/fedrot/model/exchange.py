@@ -124,7 +124,13 @@ def load_peft(directory: str | Path, base: BaseModel, lora: LoraSettings) -> Ada
 
 def _load_head(files: PeftFiles, base: BaseModel) -> dict[str, Tensor]:
     head: dict[str, Tensor] = {}
-    for name, parameter in base.head_parameters().items():
+    own = base.head_parameters()
+    if foreign := sorted(files.head.keys() - own.keys()):
+        raise ModelError(
+            f"model.adapter = '{files.directory}': it holds {foreign[0]!r} as a module trained whole, which the recipe's "
+            f"head ({', '.join(base.head) or 'none'}) has not; name all of them in lora.modules_to_save"
+        )
+    for name, parameter in own.items():
         stored = files.head.get(name)
         if stored is None:
             head[name] = parameter.detach().float().clone()

@@ -257,7 +257,9 @@ def _events(records: Sequence[Record]) -> list[list[str]]:
 def _snippet(run: Run) -> str:
     """Python that loads `adapter/`, to be run in the run directory."""
     path, labels = str(run.setting("model", "path", "PATH-OF-THE-BASE-MODEL")), run.labels
-    if run.setting("model", "pooling", "model") == "model" and not path.startswith("package:"):
+    classifies = run.setting("task", "name", "classify") == "classify"
+    whole = run.setting("model", "pooling", "model") == "model"
+    if classifies and whole and not path.startswith("package:"):
         count = f", num_labels={len(labels)}" if labels else ""
         return (
             "from peft import PeftModel\n"
@@ -268,6 +270,6 @@ def _snippet(run: Run) -> str:
     return (
         "import fedrot\n"
         "from peft import PeftModel\n\n"
-        'base = fedrot.load_base_for("adapter")  # knows packaged models and fedrot\'s own pooling\n'
+        'base = fedrot.load_base_for("adapter")  # knows the kind of model, packages and pooling\n'
         'model = PeftModel.from_pretrained(base, "adapter")'
     )
