@@ -13,6 +13,7 @@ import torch
 
 from fedrot import client
 from fedrot.config import RunConfig, parse_config
+from fedrot.core import align_adapter
 from fedrot.engines.setup import prepare
 from fedrot.methods import build
 
@@ -200,3 +201,44 @@ def test_repeats_are_added_only_to_those_of_the_same_job(load: Load) -> None:
         peers.check_same("--add: partial", before, {"job": {"steps": 5}})
     with pytest.raises(SystemExit, match=r"contenders was .* leave --add out"):
         peers.check_same("--add: partial", before, {"contenders": ["fedrot"]})
+
+
+def test_alignment_is_compared_with_float64_at_every_strength(load: Load) -> None:
+    alignment = load("alignment")
+    device = torch.device("cpu")
+    for clients in (1, 3):
+        case = alignment.Case("MiniLM, q and v", 4, clients)
+        soft, hard = alignment.measure(case, device, repeats=1)
+        for found, words in ((soft, "chordal 0.5"), (hard, "hard")):
+            assert found["case"].endswith(words)
+            assert 0 < found["largest_deviation_from_float64"]["stacked"] < 1e-5
+            assert ("client_loop" in found["median_seconds"]) == (clients > 1)
+    clients, reference = alignment.draw(case, device)
+    other, _ = align_adapter(clients, reference, "a", 0.25)
+    worst = alignment.deviations(clients.select(-1), reference, 0.5, other.select(-1))
+    assert worst["published_loop"] < 1e-5 < 1e-3 < worst["stacked"], "another strength is far off"
+    shapes = {(case.shape, case.rank) for case in alignment.CASES if case.clients == 1}
+    assert shapes == {(shape, rank) for shape in alignment.SHAPES for rank in (4, 16, 64)}
+
+
+def test_alignment_tables_show_results_of_before_and_of_now(load: Load) -> None:
+    tables = load("speed_tables")
+    old: dict[str, Any] = {
+        "case": "A, 1 client",
+        "median_seconds": {"stacked": 0.1, "client_loop": 0.2, "published_loop": 0.3, "floor": 0.05},
+        "times_faster_than_published_loop": 3.0,
+        "stacked_over_floor": 2.0,
+    }
+    assert (
+        tables.alignment({"cases": [old]}).splitlines()[2]
+        == "| A, 1 client | 100 ms | 200 ms | 300 ms | 3 | 2 |"
+    )
+    new = {
+        **old,
+        "median_seconds": {"stacked": 0.1, "published_loop": 0.3},
+        "largest_deviation_from_float64": {"stacked": 1.2e-6, "published_loop": 3e-6},
+    }
+    assert (
+        tables.alignment({"cases": [new]}).splitlines()[2]
+        == "| A, 1 client | 100 ms | – | 300 ms | 3 | 2 | 1e-06 |"
+    )
