@@ -43,8 +43,10 @@ def tiny_tokenizer(chat: bool = True) -> Any:
     return tokenizer
 
 
-def tiny_llama(path: Path, *, chat: bool = True, layers: int = 3, seed: int = 0) -> Path:
-    """A random Llama of width 32."""
+def tiny_llama(
+    path: Path, *, chat: bool = True, layers: int = 3, seed: int = 0, width: int = 32, inner: int = 48
+) -> Path:
+    """A random Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = tiny_tokenizer(chat)
@@ -53,8 +55,8 @@ def tiny_llama(path: Path, *, chat: bool = True, layers: int = 3, seed: int = 0)
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=48,
+                hidden_size=width,
+                intermediate_size=inner,
                 num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=2,

@@ -23,6 +23,7 @@ import torch
 from fedrot.core.adapter import Adapter
 from fedrot.core.beside import threads_each
 from fedrot.model import BaseModel
+from fedrot.model.quantization import quantized_state
 from fedrot.stacked import StackedModel
 
 Item = TypeVar("Item")
@@ -101,7 +102,8 @@ class Crew:
 def _twin(base: BaseModel) -> BaseModel:
     """The same model with modules of its own around the very same parameters and buffers."""
     tensors = itertools.chain(base.module.parameters(), base.module.buffers())
-    return replace(base, module=copy.deepcopy(base.module, {id(tensor): tensor for tensor in tensors}))
+    held = itertools.chain(tensors, quantized_state(base.module) if base.quantized else ())
+    return replace(base, module=copy.deepcopy(base.module, {id(one): one for one in held}))
 
 
 def _never() -> bool:

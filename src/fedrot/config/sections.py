@@ -22,7 +22,7 @@ class ModelConfig(Section):
     """Which vector the head sees: the model's own choice, the mean over tokens, or the first token."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """Of the frozen weights, by bitsandbytes, on a GPU: 8-bit integers, or 4-bit NormalFloat (QLoRA). Adapters stay in
+    """Of the frozen weights, by bitsandbytes: 8-bit integers, or 4-bit NormalFloat (QLoRA). Adapters stay in
     float32."""
     adapter: str | None = None
     """A PEFT adapter directory to start from; its rank, alpha and targets must agree with `[lora]`."""

@@ -26,7 +26,7 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
     Args:
         directory: a run directory, finished or not.
         out: where to write; default `merged/` or `adapter/` in the run directory. Must be new or empty for a merge.
-        merge: write a whole model with `scale * b @ a` added to its weights.
+        merge: write a whole model with `scale * b @ a` added to its weights, as they were before any quantisation.
 
     Raises:
         OutputError: no run, no finished round, `out` is occupied, or nothing to merge since clients have the rest.
@@ -48,7 +48,7 @@ def export(directory: str | Path, out: str | Path | None = None, *, merge: bool 
         raise OutputError(f"'{target}' is not empty, or no folder; choose another --out")
     task = load_task(config.task, config.seed)
     base = load_base(
-        config.model,
+        config.model.model_copy(update={"quantization": "none"}),
         objective(config.task).outputs or task.labels,
         kind=objective(config.task).head,
         seed=config.seed,

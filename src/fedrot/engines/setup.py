@@ -274,6 +274,12 @@ def _check_support(config: RunConfig, method: Method) -> None:
             raise ConfigError(
                 f"{why.format(name=method.name)}; methods that can: {able}; or leave the key out"
             )
+    if config.model.quantization != "none" and method.laws.residual:
+        raise ConfigError(
+            f"model.quantization = {config.model.quantization!r}: method {method.name!r} changes the base weights from "
+            "round to round, and nothing can be added to quantised ones; set model.quantization = 'none', or choose a "
+            "method without a residual (`fedrot methods`)"
+        )
     frame, travels = config.federation.upload_frame, [method.uploads(number) for number in (1, 2)]
     if frame != "own" and not all(sent.a and sent.b for sent in travels):
         raise ConfigError(

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedrot.errors import ModelError
 from fedrot.model.base import BaseModel
+from fedrot.model.quantization import settle
 from fedrot.model.words import first_line
 
 
@@ -39,4 +40,7 @@ def attach_peft(base: BaseModel, directory: str | Path) -> nn.Module:
         ) from error
     if base.dtype == torch.float32 and not base.quantized:
         return attached.merge_and_unload().eval()
-    return attached.eval()
+    attached.eval()
+    if base.quantized:
+        settle(attached)
+    return attached

@@ -16,7 +16,7 @@ from fedrot.model.complete import check_complete
 from fedrot.model.locate import locate
 from fedrot.model.pooled import OF_BACKBONE, PooledClassifier, pooled_card, without_pooler
 from fedrot.model.positions import learned_positions
-from fedrot.model.quantization import check_quantization, quantization
+from fedrot.model.quantization import check_quantization, check_quantized, quantization, settle
 from fedrot.model.vision import check_vision, read_vision
 from fedrot.model.words import first_line, inside, quiet_transformers
 
@@ -141,12 +141,12 @@ def load_base(
     Raises:
         ModelError: the path cannot be read as such a model, its weights are not all there, or it has no module of a
             name in `modules_to_save`.
-        ConfigError: pooling of a model that has none, or other than a merged model's, or quantisation without a GPU.
+        ConfigError: pooling of a model that has none, or other than a merged model's.
     """
     device = torch.device(device)
     if kind == ENCODER_DECODER:
         kind = LANGUAGE  # which of the two it is, its settings say
-    _check(config, kind, device)
+    _check(config, kind)
     files = locate(config.path)
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(derive(seed, "base"))
@@ -171,15 +171,18 @@ def load_base(
         whole.hf_quantizer.remove_quantization_config(whole)
     quantized = config.quantization != "none"
     module.requires_grad_(False).eval()
-    if not quantized:
-        module.to(device)
     head = _head(module, modules_to_save, kind)
+    if quantized:
+        check_quantized(config, module, head)
+        settle(module)
+    else:
+        module.to(device)
     if kind == LANGUAGE and module.config.is_encoder_decoder:
         kind = ENCODER_DECODER
     return BaseModel(module, processor, config.path, tuple(labels), config.pooling, head, kind, quantized)
 
 
-def _check(config: ModelConfig, kind: str, device: torch.device) -> None:
+def _check(config: ModelConfig, kind: str) -> None:
     merged = pooled_card(locate(config.path).path)
     if merged is not None and config.pooling != merged["pooling"]:
         raise ConfigError(
@@ -192,7 +195,7 @@ def _check(config: ModelConfig, kind: str, device: torch.device) -> None:
         raise ConfigError(
             f"model.pooling = {config.pooling!r}: a language model has nothing to pool; leave the key out"
         )
-    check_quantization(config, device)
+    check_quantization(config, locate(config.path).gguf)
 
 
 def _read(
@@ -208,7 +211,9 @@ def _read(
         options["attn_implementation"] = config.attention
     if config.quantization != "none":
         options |= {
-            "quantization_config": quantization(config.quantization, dtype),
+            "quantization_config": quantization(
+                config.quantization, dtype, None if kind == LANGUAGE else HEAD_NAMES
+            ),
             "device_map": {"": device},
         }
     if kind == VISION:

@@ -127,8 +127,8 @@ def _load_head(files: PeftFiles, base: BaseModel) -> dict[str, Tensor]:
     own = base.head_parameters()
     if foreign := sorted(files.head.keys() - own.keys()):
         raise ModelError(
-            f"model.adapter = '{files.directory}': it holds {foreign[0]!r} as a module trained whole, which the recipe's "
-            f"head ({', '.join(base.head) or 'none'}) has not; name all of them in lora.modules_to_save"
+            f"model.adapter = '{files.directory}': it holds {foreign[0]!r} as a module trained whole, which the "
+            f"recipe's head ({', '.join(base.head) or 'none'}) has not; name all of them in lora.modules_to_save"
         )
     for name, parameter in own.items():
         stored = files.head.get(name)
