@@ -71,7 +71,7 @@ def quantization(name: str, dtype: torch.dtype, whole: Sequence[str] | None) -> 
 
 def quantized_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The layers that hold integers, by name."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt  # pyright: ignore[reportMissingImports]  # an extra
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt  # pyright: ignore[reportMissingImports]  # an extra
 
     return {name: m for name, m in module.named_modules() if isinstance(m, Linear4bit | Linear8bitLt)}
 
