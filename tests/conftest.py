@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedrot.config import RunConfig, parse_config
+from fedrot.config import RunConfig
+from tests.overrides import recipe_with
 
 WORDS = {
     "sport": "goal match team player win league coach ball score cup",
@@ -87,13 +88,7 @@ def recipe(tiny_model: Path, corpus: Path) -> Callable[..., RunConfig]:
             "federation": {"clients": 4, "rounds": 2},
             "output": {"report": False},
         }
-        for key, value in overrides.items():
-            section, _, name = key.partition("__")
-            if name:
-                data.setdefault(section, {})[name] = value
-            else:
-                data[section] = value
-        return parse_config(data)
+        return recipe_with(data, overrides)
 
     return make
 

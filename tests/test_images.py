@@ -23,6 +23,7 @@ from fedrot.model import fingerprint, load_base
 from fedrot.server import ServerState
 from fedrot.tasks.pixels import EncodedImages
 from tests.ordinary import peft_parameters
+from tests.overrides import recipe_with
 from tests.pictures import CLASSES, draw
 from tests.shapes import build
 
@@ -55,10 +56,7 @@ def seen(vit: Path, pictures: Path) -> Make:
             "federation": {"clients": 3, "rounds": 2},
             "output": {"report": False},
         }
-        for key, value in overrides.items():
-            section, _, name = key.partition("__")
-            data.setdefault(section, {})[name] = value
-        return parse_config(data)
+        return recipe_with(data, overrides)
 
     return make
 

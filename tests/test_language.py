@@ -23,6 +23,7 @@ from fedrot.methods import Trainable
 from fedrot.stacked import StackedLoRA
 from tests.language import jsonl, rows, tiny_llama
 from tests.ordinary import answer_losses, peft_parameters
+from tests.overrides import recipe_with
 
 Make = Callable[..., RunConfig]
 
@@ -47,10 +48,7 @@ def spoken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
             "federation": {"rounds": 2},
             "output": {"report": False},
         }
-        for key, value in overrides.items():
-            section, _, name = key.partition("__")
-            recipe.setdefault(section, {})[name] = value
-        return parse_config(recipe)
+        return recipe_with(recipe, overrides)
 
     return make
 

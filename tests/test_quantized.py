@@ -26,6 +26,7 @@ from fedrot.model import load_base
 from fedrot.model.quantization import quantized_layers, settle
 from tests.language import jsonl, rows, tiny_llama
 from tests.ordinary import answer_losses, peft_parameters
+from tests.overrides import recipe_with
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra `quantized`"
@@ -50,10 +51,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Make:
             "federation": {"rounds": 2},
             "output": {"report": False},
         }
-        for key, value in overrides.items():
-            section, _, name = key.partition("__")
-            found.setdefault(section, {})[name] = value
-        return parse_config(found)
+        return recipe_with(found, overrides)
 
     return make
 

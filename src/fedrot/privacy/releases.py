@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from fedrot.errors import OutputError
+from fedrot.rundir import flush_directory
 
 
 class Releases:
@@ -70,7 +71,7 @@ class Releases:
                 file.flush()
                 os.fsync(file.fileno())
             if fresh:
-                _flush(self._path.parent)
+                flush_directory(self._path.parent)
         except OSError as error:
             raise OutputError(
                 f"'{self._path}': what the clients' privacy is spent on cannot be written ({error.strerror}); free "
@@ -89,11 +90,3 @@ def _read(path: Path, number: int, line: bytes) -> int:
             "from a copy: without it nobody knows what was spent of the clients' privacy"
         )
     return round
-
-
-def _flush(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

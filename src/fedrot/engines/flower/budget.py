@@ -9,14 +9,13 @@ that is then not sent counts too.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedrot.config import PrivacyConfig
+from fedrot.engines.flower.locked import locked
 from fedrot.engines.flower.node import NODE_FILE, NodeSettings
 from fedrot.errors import ConfigError, OutputError
 from fedrot.privacy import epsilon_of
@@ -66,7 +65,8 @@ class Budget:
         limit = self._settings.epsilon
         if limit is None:
             return
-        with self._alone():
+        # Other processes of this node wait, so that no message is counted on top of an older count.
+        with locked(self._path.with_suffix(".lock")):
             spent = self._read()
             for client in clients:
                 total = spent.get(str(client), 0.0) + (2 / privacy.noise) ** 2
@@ -78,19 +78,6 @@ class Budget:
                     )
                 spent[str(client)] = total
             write_whole(self._path, json.dumps(spent) + "\n")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Other processes of this node wait, so that no message is counted on top of an older count."""
-        path = self._path.with_suffix(".lock")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
-        except OSError as error:
-            raise OutputError(f"'{path}': cannot be written ({error.strerror}); free space") from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     @property
     def _path(self) -> Path:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from fedrot.engines.flower.deploy.layout import private_folder
-from fedrot.errors import ConfigError
+from fedrot.engines.flower.locked import locked
 
 
-@contextmanager
-def alone(state: Path, what: str) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back when this process ends, however that happens.
+def alone(state: Path, what: str) -> AbstractContextManager[None]:
+    """Keep other processes from the folder: two would overwrite each other's files and take each other's messages.
 
     Args:
         state: the folder that the process writes to.
         what: whose folder it is, for the message.
 
     Raises:
-        ConfigError: another process holds it. Two would overwrite each other's files and take each other's messages.
+        ConfigError: another process is there.
+        OutputError: nothing can be written there.
     """
-    path = private_folder(state) / "lock"
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"'{path}': {what} runs from this folder already; end that process first, or give this one a folder "
-                "of its own"
-            ) from error
-        yield
+    refusal = (
+        f"{what} runs from this folder already; end that process first, or give this one a folder of its own"
+    )
+    return locked(private_folder(state) / "lock", refusal)

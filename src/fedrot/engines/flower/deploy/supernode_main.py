@@ -39,6 +39,8 @@ def _end(failed: threading.ExceptHookArgs | None = None) -> None:
     the server takes the node for gone. The node would ask nothing, or in vain, from then on.
     """
     if failed is not None:
+        if failed.exc_type is SystemExit:
+            return  # a thread that ends as it should
         threading.__excepthook__(failed)
     sys.stdout.flush()
     sys.stderr.flush()
